@@ -1,0 +1,125 @@
+"""The input u of a driven cell: a constant, a callable u(t), or a diffrax path."""
+
+import abc
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .._types import Args, RealScalar
+
+
+def is_constant_input(u: Args) -> bool:
+    """Whether `u` does not depend on time."""
+    return not (isinstance(u, diffrax.AbstractPath) or callable(u))
+
+
+def evaluate_input(u: Args, t: RealScalar) -> Array:
+    """u at time `t`: `u` itself, `u(t)` or `u.evaluate(t)`."""
+    if isinstance(u, diffrax.AbstractPath):
+        return jnp.asarray(u.evaluate(t))
+    if callable(u):
+        return jnp.asarray(u(t))
+    try:
+        return jnp.asarray(u)
+    except TypeError as e:
+        raise TypeError(
+            f"`args` is the input u of the cell and must be an array (m,), a callable u(t) or a "
+            f"diffrax path; got {type(u).__name__}."
+        ) from e
+
+
+class AbstractInputs(eqx.Module):
+    """The inputs of a batch: called with the number of a trajectory, gives the input it sees."""
+
+    u: eqx.AbstractVar[Args]
+
+    @abc.abstractmethod
+    def __call__(self, i: Array) -> Args:
+        """The input of trajectory `i`."""
+
+
+class SharedInput(AbstractInputs):
+    """One input for all trajectories."""
+
+    u: Args
+
+    def __call__(self, i: Array) -> Args:
+        return self.u
+
+
+class _RowInputs(AbstractInputs):
+    """An input that evaluates to (b, m), one row per trajectory."""
+
+    u: Args
+
+    def __call__(self, i: Array) -> Args:
+        return jnp.asarray(self.u)[i] if is_constant_input(self.u) else _Row(self.u, i)
+
+
+class _Row(eqx.Module):
+    u: Args
+    index: Array
+
+    def __call__(self, t: RealScalar) -> Array:
+        return evaluate_input(self.u, t)[self.index]
+
+
+class _StackedInputs(AbstractInputs):
+    """A stack of inputs, as `eqx.filter_vmap` makes them: every array leads with the batch."""
+
+    u: Args
+
+    def __call__(self, i: Array) -> Args:
+        dynamic, static = eqx.partition(self.u, eqx.is_array)
+        return eqx.combine(jax.tree.map(lambda leaf: leaf[i], dynamic), static)
+
+
+def per_trajectory(u: Args, t0: RealScalar, batch: int, m: int) -> AbstractInputs:
+    """The inputs of a batch of `batch` trajectories with `m` input channels each.
+
+    `u` is shared when it evaluates to (m,), and one per trajectory when it evaluates to (b, m) or
+    is a stack of inputs.
+
+    **Raises:** ValueError when it is neither.
+    """
+
+    def shape_of(value: Args) -> tuple[int, ...] | None:
+        try:
+            return eqx.filter_eval_shape(evaluate_input, value, t0).shape
+        except Exception:  # a stack of paths fails in ways of its own when not taken apart
+            return None
+
+    if not callable(u) and not isinstance(u, diffrax.AbstractPath):
+        check_constant(u, "args")
+    shape = shape_of(u)
+    if shape == (m,):
+        return SharedInput(u)
+    if shape == (batch, m):
+        return _RowInputs(u)
+    leaves = jax.tree.leaves(eqx.filter(u, eqx.is_array))
+    if leaves and all(leaf.ndim > 0 and leaf.shape[0] == batch for leaf in leaves):
+        stack = _StackedInputs(u)
+        if shape_of(stack(jnp.asarray(0))) == (m,):
+            return stack
+    raise ValueError(
+        f"`args` is the input u: it must evaluate to ({m},), shared by all trajectories, or to "
+        f"({batch}, {m}), one row per trajectory (input_matrix has {m} columns, x0 holds {batch} "
+        f"trajectories); got something that evaluates to {shape}."
+    )
+
+
+def check_constant(value: object, name: str) -> None:
+    """Refuses strings, None and complex or non-finite values where a parameter array is meant."""
+    if isinstance(value, str) or value is None:
+        raise TypeError(f"`{name}` must be an array of real numbers, got {value!r}.")
+    if isinstance(value, jax.core.Tracer):
+        return
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuf" and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"`{name}` must be real numbers, got dtype {array.dtype}.")
+    if not np.all(np.isfinite(np.asarray(array, dtype=np.float64))):
+        raise ValueError(f"`{name}` must be finite; it holds NaN or infinity.")

@@ -1,0 +1,2 @@
+from .results import RESULTS as RESULTS
+from .simulate import simulate as simulate

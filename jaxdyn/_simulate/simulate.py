@@ -1,0 +1,181 @@
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+
+from .._cell import AbstractCell, cast
+from .._solver import RK4, AbstractCellSolver, Strang
+from .._types import Args, RealScalar
+from .checks import check_saveat, check_times, check_types, check_x0, inputs_of, is_count
+from .results import RESULTS, succeeded
+from .scan import integrate
+from .schedule import Span, plan_saves, rows, subs_of
+from .through_diffrax import by_diffrax
+
+_SAVE_STATE = diffrax.SubSaveAt(t1=True).fn
+
+
+def simulate(
+    cell: AbstractCell,
+    x0: Any,
+    *,
+    t1: RealScalar | None = None,
+    dt: RealScalar,
+    t0: RealScalar = 0.0,
+    n_steps: int | None = None,
+    args: Args = None,
+    solver: diffrax.AbstractSolver | None = None,
+    saveat: diffrax.SaveAt | None = None,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    stepsize_controller: diffrax.AbstractStepSizeController | None = None,
+    event: diffrax.Event | None = None,
+    max_steps: int | None = None,
+    progress: bool = False,
+    throw: bool = True,
+) -> diffrax.Solution:
+    r"""Integrates x' = cell(t, x, args) from one initial state, or from a batch of them.
+
+    With a solver of ours and a fixed step, all trajectories go through one `lax.scan` over time;
+    everything else (adaptive steps, events, dense output, traced save times, another `adjoint`, a
+    diffrax solver) goes through `diffrax.diffeqsolve`.
+
+    **Arguments:**
+
+    - `cell`: a PoissonCell or AntisymmetricCell of n units.
+    - `x0`: initial states, (n,) or (b, n). Its dtype (float32 or float64) is the precision of the
+      whole solve, to which the cell is cast. Integers are taken as the default float type.
+    - `t1`: end time, in model time units. Before `t0` integrates backwards. With `t1 == t0` the
+      solution is `x0`.
+    - `dt`: the step, > 0, in model time units: of every step of a fixed-step solve (the last is
+      shortened to land on `t1`), the first step of an adaptive one. May be traced with `n_steps`.
+    - `t0`: start time.
+    - `n_steps`: instead of `t1`, the number of steps: t1 = t0 + n_steps dt.
+    - `args`: the input u of a driven cell: (m,), a callable u(t) or a diffrax path, shared by all
+      trajectories; or one each: (b, m), a callable or path that evaluates to (b, m), or a stack of
+      paths as `eqx.filter_vmap` makes them.
+    - `solver`: one of ours or any diffrax solver. Default: [`jaxdyn.Strang`][], the cheapest of
+      ours per step and free of energy drift (benchmarks/ensemble.py); where the cell cannot be
+      split, [`jaxdyn.RK4`][].
+    - `saveat`: a `diffrax.SaveAt`; default `SaveAt(t1=True)`, the end only. Its `fn(t, x, args)`
+      saves something else than the state of one trajectory. Save times between steps are reached
+      by a shortened side step, never by interpolation (diffrax's solvers interpolate).
+    - `adjoint`: a diffrax adjoint. Default: the scan, differentiable in forward and reverse mode,
+      with square-root checkpointing.
+    - `stepsize_controller`: a diffrax controller, e.g. `diffrax.PIDController(rtol=, atol=)`, for
+      solvers with an error estimate ([`jaxdyn.Taylor`][], diffrax's). Default: constant steps.
+    - `event`: a `diffrax.Event`.
+    - `max_steps`: the most steps diffrax may take. Default: what a fixed step needs; else 2^20, or
+      4096 where every step is stored.
+    - `progress`: show a progress bar.
+    - `throw`: raise if a trajectory fails; if False, look at `.result`, one for each trajectory.
+
+    **Returns:**
+
+    A `diffrax.Solution`. With `x0` (n,), `.ys` is (t, n) and `.ts` is (t,). With (b, n), `.ys` is
+    (b, t, n) and `.ts` is (t,), or (b, t) where trajectories save at times of their own (adaptive
+    `steps=True`, events); its other arrays lead with b.
+
+    **Raises:** ValueError or TypeError that names the argument, before anything is computed; a
+    RuntimeError during the solve when a state stops being finite (unless `throw=False`).
+    """
+    check_types(
+        cell=(cell, AbstractCell),
+        solver=(solver, diffrax.AbstractSolver),
+        saveat=(saveat, diffrax.SaveAt),
+        adjoint=(adjoint, diffrax.AbstractAdjoint),
+        stepsize_controller=(stepsize_controller, diffrax.AbstractStepSizeController),
+        event=(event, diffrax.Event),
+    )
+    x0 = check_x0(cell, x0)
+    span = check_times(t0, t1, dt, n_steps)
+    saveat = diffrax.SaveAt(t1=True) if saveat is None else saveat
+    check_saveat(saveat, span)
+    if max_steps is not None and (not is_count(max_steps) or max_steps < 1):
+        raise ValueError(f"`max_steps` must be a positive integer or None, got {max_steps!r}.")
+    solver = default_solver(cell) if solver is None else solver
+    if isinstance(solver, AbstractCellSolver):
+        solver.check(cell)
+        if isinstance(adjoint, diffrax.BacksolveAdjoint) and not isinstance(solver, RK4):
+            raise ValueError(
+                "`adjoint=diffrax.BacksolveAdjoint` integrates a system that is not a cell; give "
+                "it solver=jaxdyn.RK4() or a diffrax solver, or leave `adjoint` out."
+            )
+    cell = cast(cell, x0.dtype)
+    inputs = inputs_of(cell, args, x0, span)
+    fixed = stepsize_controller is None or isinstance(stepsize_controller, diffrax.ConstantStepSize)
+
+    plan = None
+    if (
+        isinstance(solver, AbstractCellSolver)
+        and fixed
+        and adjoint is None
+        and event is None
+        and max_steps is None
+    ):
+        plan = plan_saves(saveat, span)
+    if plan is not None:
+        solution = by_scan(solver, cell, inputs, x0, span, plan, saveat.subs.fn, progress)
+    else:
+        controller = diffrax.ConstantStepSize() if fixed else stepsize_controller
+        solution = by_diffrax(
+            cell,
+            inputs,
+            x0,
+            tuple(jnp.asarray(t, x0.dtype) for t in (span.t0, span.t1, span.dt)),
+            saveat,
+            (solver, controller, adjoint, event),
+            default_max_steps(saveat, span if fixed else None) if max_steps is None else max_steps,
+            progress,
+        )
+    if throw:
+        bad = (solution.result != RESULTS.successful) & (solution.result != RESULTS.event_occurred)
+        solution = solution.result.error_if(solution, bad)
+    return solution
+
+
+def default_solver(cell: AbstractCell) -> AbstractCellSolver:
+    """Strang where it can split the cell, else RK4."""
+    try:
+        Strang().check(cell)
+    except ValueError:
+        return RK4()
+    return Strang()
+
+
+def by_scan(solver, cell, inputs, x0, span, plan, fn, progress) -> diffrax.Solution:
+    dtype = x0.dtype
+    ys, finite = integrate(
+        solver,
+        cell,
+        inputs,
+        jnp.atleast_2d(x0),
+        jnp.asarray(span.t0, dtype),
+        jnp.asarray(span.dt, dtype),
+        rows(plan.steps, plan.side, dtype),
+        None if fn is _SAVE_STATE else fn,
+        diffrax.TqdmProgressMeter() if progress else None,
+    )
+    if x0.ndim == 1:
+        ys, finite = jax.tree.map(lambda leaf: leaf[0], (ys, finite))
+    return diffrax.Solution(
+        t0=jnp.asarray(span.t0, dtype),
+        t1=jnp.asarray(span.t1, dtype),
+        ts=jnp.asarray(plan.times, dtype),
+        ys=ys,
+        interpolation=None,
+        stats={"num_steps": span.n_steps},
+        result=succeeded(finite),
+        solver_state=None,
+        controller_state=None,
+        made_jump=None,
+        event_mask=None,
+    )
+
+
+def default_max_steps(saveat, span: Span | None) -> int:
+    """What a fixed step needs, diffrax's accumulated time allowed for; or a generous bound."""
+    if span is not None:
+        return max(1, span.n_steps + 1 + span.n_steps // 1000)
+    stored = saveat.dense or any(sub.steps for sub in subs_of(saveat))
+    return 4096 if stored else 2**20

@@ -1,0 +1,87 @@
+"""Everything that is not a fixed-step scan: diffrax does it."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .results import judge
+from .schedule import is_sub, subs_of
+
+
+@eqx.filter_jit
+def by_diffrax(cell, inputs, x0, times, saveat, options, max_steps, progress):
+    """One diffeqsolve for each trajectory; a single one for all with fixed explicit steps."""
+    solver, controller, adjoint, event = options
+    saveat = jax.tree.map(
+        lambda leaf: leaf.astype(x0.dtype) if eqx.is_inexact_array(leaf) else leaf, saveat
+    )
+
+    def solve(field, y0, args, saveat):
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(field),
+            solver,
+            *times,
+            y0,
+            args,
+            saveat=saveat,
+            stepsize_controller=controller,
+            adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+            event=event,
+            max_steps=max_steps,
+            progress_meter=diffrax.TqdmProgressMeter() if progress else diffrax.NoProgressMeter(),
+            throw=False,
+        )
+
+    def one(x, i):
+        return solve(cell, x, inputs(i), saveat)
+
+    # Unused places of a buffer of steps are infinite by design; NaN is never.
+    stored_steps = any(sub.steps for sub in subs_of(saveat))
+    sound = (lambda leaf: ~jnp.isnan(leaf)) if stored_steps or event is not None else jnp.isfinite
+
+    def fine(ys):
+        leaves = [jnp.all(sound(y)) for y in jax.tree.leaves(ys) if eqx.is_inexact_array(y)]
+        return jnp.all(jnp.asarray(leaves))
+
+    if x0.ndim == 1:
+        solution = one(x0, 0)
+        ok = fine(solution.ys)
+    elif _elementwise(solver, controller, adjoint, event, saveat):
+        solution = _as_one_system(solve, cell, inputs, x0, saveat)
+        ok = jax.vmap(fine)(solution.ys)
+    else:
+        solution = eqx.filter_vmap(one)(x0, jnp.arange(x0.shape[0]))
+        ok = jax.vmap(fine)(solution.ys)
+        if not stored_steps and event is None and saveat.subs is not None:
+            shared = jax.tree.map(lambda ts: ts[0], solution.ts)
+            solution = eqx.tree_at(lambda s: s.ts, solution, shared)
+    return eqx.tree_at(lambda s: s.result, solution, judge(solution.result, ok))
+
+
+def _elementwise(solver, controller, adjoint, event, saveat) -> bool:
+    """Whether stacking trajectories into one state gives each the numbers it has alone."""
+    explicit = isinstance(solver, diffrax.AbstractERK | diffrax.Euler)
+    plain = not (saveat.dense or saveat.solver_state or saveat.made_jump or saveat.controller_state)
+    fixed = isinstance(controller, diffrax.ConstantStepSize)
+    return explicit and plain and fixed and adjoint is None and event is None
+
+
+def _as_one_system(solve, cell, inputs, x0, saveat) -> diffrax.Solution:
+    """All trajectories as one system of state (n, b), which diffrax steps 2-4 times faster."""
+    members = jnp.arange(x0.shape[0])
+
+    def field(t, x, args):
+        return jax.vmap(lambda x, i: cell(t, x, inputs(i)), in_axes=(1, 0), out_axes=1)(x, members)
+
+    def of_all(sub):
+        def fn(t, x, args):
+            return jax.vmap(lambda x, i: sub.fn(t, x, inputs(i)), in_axes=(1, 0))(x, members)
+
+        return eqx.tree_at(lambda sub: sub.fn, sub, fn)
+
+    subs = jax.tree.map(of_all, saveat.subs, is_leaf=is_sub)
+    solution = solve(field, x0.T, None, eqx.tree_at(lambda s: s.subs, saveat, subs))
+    ys = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), solution.ys)
+    result = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, members.shape), solution.result)
+    return eqx.tree_at(lambda s: (s.ys, s.result), solution, (ys, result))

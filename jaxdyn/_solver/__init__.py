@@ -1,0 +1,12 @@
+from .base import AbstractCellSolver as AbstractCellSolver
+from .compositions import BlanesMoan4 as BlanesMoan4
+from .compositions import Strang as Strang
+from .compositions import Suzuki4 as Suzuki4
+from .compositions import Yoshida4 as Yoshida4
+from .compositions import Yoshida6 as Yoshida6
+from .discrete_gradient import DiscreteGradient as DiscreteGradient
+from .exact_linear import ExactLinear as ExactLinear
+from .implicit_midpoint import ImplicitMidpoint as ImplicitMidpoint
+from .rk4 import RK4 as RK4
+from .splitting import AbstractSplitting as AbstractSplitting
+from .taylor import Taylor as Taylor

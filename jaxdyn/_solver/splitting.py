@@ -1,0 +1,311 @@
+"""Splittings into exact shears: one unit, or one class of uncoupled units, moves at a time.
+
+W_ii = 0 freezes x_i while it kicks the others through S_i(x_i), so its flow is the exact shear
+x += h W[:, i] s(x_i): a Poisson map that leaves every Casimir alone and is undone by h -> -h. A
+sweep over the units in ascending order is chi_h; in descending order it is the adjoint chi*_h. A
+method is a list of coefficients a_1, a_2, ... for chi(a_1 h), chi*(a_2 h), chi(a_3 h), ...
+(McLachlan and Quispel, Splitting methods, Acta Numerica 2002).
+
+On the antisymmetric form y' = s(z), z = W y + b, the shear of unit i is y_i += h s(z_i). With
+z carried along it is the same kick, so one routine serves both forms.
+"""
+
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._cell import AbstractCell, AntisymmetricCell, is_constant_input
+from .._types import Args
+from .base import AbstractCellSolver, materialise
+
+# Units are kicked one after the other inside a block, which then moves all others in one matrix
+# product. 8 is the fastest of 1, 4, 8, 16, 32 at n = 64 (benchmarks/solver_choice.py).
+BLOCK = 8
+# Up to this many blocks a sweep is unrolled; beyond, it is a loop, to keep compile time flat.
+MAX_UNROLLED_BLOCKS = 16
+# Up to this many class kicks a composition is unrolled and neighbouring kicks are merged.
+MAX_UNROLLED_KICKS = 64
+# Up to this many units, kicking single units beats the block sweep.
+MAX_SINGLE_UNITS = 4
+# A block sweep forms W: 2 GiB in float64 at this size.
+MAX_FORMED_UNITS = 16_384
+
+
+class AbstractSplitting(AbstractCellSolver):
+    """A composition of shear sweeps, ascending and descending in turn.
+
+    Serves PoissonCell and AntisymmetricCell for any activation, with bias and input (time moves
+    with the drive, as a coordinate of its own, so driven cells keep the order) and with damping
+    where the flow of x' = -s(x) has a closed form. An EnergyShell has no elementary split.
+
+    Uncoupled units move at once: a bipartite or block operator takes two kicks a sweep (the
+    leapfrog), a banded one bandwidth + 1. Units that are all coupled move one after the other.
+    """
+
+    coefficients: ClassVar[tuple[float, ...]]
+    method_order: ClassVar[int]
+
+    def order(self, terms) -> int:
+        return self.method_order
+
+    def check(self, cell: AbstractCell) -> None:
+        name = type(self).__name__
+        if getattr(cell, "regulator", None) is not None:
+            raise ValueError(
+                f"{name} cannot split a cell with an EnergyShell regulator, which has no "
+                "elementary flow; use solver=jaxdyn.RK4(), jaxdyn.Taylor() or a diffrax solver."
+            )
+        if cell.damping is not None and not cell.activation.relaxes:
+            raise ValueError(
+                f"{name} needs the exact flow of x' = -s(x) to serve a damped cell, and "
+                f"{type(cell.activation).__name__} has none in closed form; use "
+                "solver=jaxdyn.RK4(), jaxdyn.DiscreteGradient() or a diffrax solver."
+            )
+        if _is_sequential(cell) and cell.size > MAX_FORMED_UNITS:
+            raise ValueError(
+                f"{name} would form W with {cell.size} x {cell.size} entries to sweep over units "
+                f"that are all coupled (limit {MAX_FORMED_UNITS} units); use "
+                "solver=jaxdyn.RK4() or jaxdyn.Taylor(), or a sparse, banded or bipartite operator."
+            )
+
+    def prepare(self, cell: AbstractCell, dt: Float[Array, ""]) -> "AbstractCell | _BlockCell":
+        cell = materialise(cell)
+        return _BlockCell(cell) if _is_sequential(cell) else cell
+
+    def advance(
+        self,
+        cell: "AbstractCell | _BlockCell",
+        t: Float[Array, ""],
+        dt: Float[Array, ""],
+        x: Float[Array, " n"],
+        args: Args,
+    ) -> Float[Array, " n"]:
+        if isinstance(cell, AbstractCell) and _is_sequential(cell):
+            cell = self.prepare(cell, dt)
+        if isinstance(cell, _BlockCell):
+            parts = _BlockParts(cell, dt, args)
+        else:
+            parts = _ClassParts(cell, dt, args)
+        state = parts.start(t, x)
+        names, pairs = parts.names, len(self.coefficients) // 2
+        if parts.kicks * len(self.coefficients) <= MAX_UNROLLED_KICKS or pairs == 1:
+            for name, coefficient, ascending in _merged(self.coefficients, names):
+                state = parts.apply(name, coefficient, ascending, state)
+            return parts.finish(state)
+
+        def pair(state, ab):
+            for name in names:
+                state = parts.apply(name, ab[0], True, state)
+            for name in reversed(names):
+                state = parts.apply(name, ab[1], False, state)
+            return state, None
+
+        ab = jnp.asarray(np.reshape(self.coefficients, (pairs, 2)), x.dtype)
+        state, _ = jax.lax.scan(pair, state, ab)
+        return parts.finish(state)
+
+
+def _is_sequential(cell: AbstractCell) -> bool:
+    """Whether every unit is a class of its own, and there are too many to kick singly."""
+    n = cell.size
+    return n > MAX_SINGLE_UNITS and len(cell.operator.coloring()) == n
+
+
+_MERGEABLE = ("damp", "kick")
+
+
+def _merged(coefficients, names):
+    """The parts of chi(a_1) chi*(a_2) chi(a_3) ... in order, equal neighbours made into one."""
+    out: list[tuple[tuple, float, bool]] = []
+    for i, a in enumerate(coefficients):
+        ascending = i % 2 == 0
+        for name in names if ascending else reversed(names):
+            if out and out[-1][0] == name and name[0] in _MERGEABLE:
+                out[-1] = (name, out[-1][1] + a, ascending)
+            else:
+                out.append((name, a, ascending))
+    return out
+
+
+class _Parts:
+    """The elementary flows of one cell over one step, each for a fraction of the step.
+
+    State: (t, z, y). Poisson form: z is the state and y is None. Antisymmetric form: y is the
+    state and z = W y + U u(t) + b goes along with it.
+    """
+
+    def __init__(self, cell: AbstractCell, dt: Array, args: Args):
+        self.cell, self.dt, self.args = cell, dt, args
+        self.antisymmetric = isinstance(cell, AntisymmetricCell)
+        self.names: list[tuple] = []
+        moves_with_time = args is not None and not is_constant_input(args)
+        if moves_with_time or (not self.antisymmetric and cell.drive(0.0, args) is not None):
+            self.names.append(("drift",))
+        if cell.damping is not None and not self.antisymmetric:
+            self.names.append(("damp",))
+
+    def pad(self, x: Array) -> Array:
+        """`x` (n,) in the length of z."""
+        return x
+
+    def apply(self, name, coefficient, ascending, state):
+        h = coefficient * self.dt
+        if name[0] == "drift":
+            return self.drift(h, ascending, state)
+        if name[0] == "damp":
+            t, z, y = state
+            damping = self.cell.damping
+            tau = h * (self.pad(damping) if damping.ndim else damping)
+            return t, self.cell.activation.relax(z, tau), y
+        return self.kick(name, h, ascending, state)
+
+    def drift(self, h, ascending, state):
+        """Time moves, and the drive with it. The adjoint drives first and moves time after."""
+        t, z, y = state
+        t1 = t + h
+        if self.antisymmetric:
+            change = self.cell.drive(t1, self.args) - self.cell.drive(t, self.args)
+        else:
+            change = h * self.cell.drive(t1 if ascending else t, self.args)
+        return t1, z + self.pad(change), y
+
+    def pulse(self, h, z, y, damping):
+        """What kicked units add to the others, over time h: the integral of s at frozen z."""
+        s = self.cell.activation
+        if not self.antisymmetric or damping is None:
+            return h * s(z)
+        # y_i' = s(z_i - damping y_i) alone: v = z_i - damping y_i relaxes as v' = -damping s(v).
+        v = z - damping * y
+        free = damping == 0
+        rate = jnp.where(free, 1.0, damping)
+        return jnp.where(free, h * s(v), (v - s.relax(v, rate * h)) / rate)
+
+
+class _ClassParts(_Parts):
+    """Whole classes of uncoupled units at once. y is a tuple of the classes' own parts."""
+
+    def __init__(self, cell, dt, args):
+        super().__init__(cell, dt, args)
+        self.classes = cell.operator.coloring()
+        self.kicks = len(self.classes)
+        self.names += [("kick", c) for c in range(self.kicks)]
+
+    def _damping_of(self, units) -> Array | None:
+        if self.cell.damping is None or self.cell.damping.ndim == 0:
+            return self.cell.damping
+        return self.cell.damping[units]
+
+    def start(self, t, x):
+        if not self.antisymmetric:
+            return t, x, None
+        return t, self.cell.preactivation(t, x, self.args), tuple(x[c] for c in self.classes)
+
+    def finish(self, state):
+        _, z, y = state
+        if not self.antisymmetric:
+            return z
+        order = np.concatenate([np.arange(self.cell.size)[c] for c in self.classes])
+        return jnp.concatenate(y)[np.argsort(order)]
+
+    def kick(self, name, h, ascending, state):
+        t, z, y = state
+        c = name[1]
+        units = self.classes[c]
+        pulse = self.pulse(h, z[units], None if y is None else y[c], self._damping_of(units))
+        if y is not None:
+            y = (*y[:c], y[c] + pulse, *y[c + 1 :])
+        return t, z + self.cell.operator.color_mv(c, pulse), y
+
+
+class _BlockCell(eqx.Module):
+    """A cell with W cut into blocks of columns, once a solve: XLA would cut them at every step.
+
+    The last block is padded with units that neither move nor are moved.
+    """
+
+    cell: AbstractCell
+    columns: Float[Array, "k N w"]
+    within: Float[Array, "k w w"]
+
+    def __init__(self, cell: AbstractCell):
+        self.cell = cell
+        k = -(-cell.size // BLOCK)
+        pad = k * BLOCK - cell.size
+        matrix = jnp.pad(cell.operator.as_matrix(), ((0, pad), (0, pad)))
+        self.columns = jnp.moveaxis(matrix.reshape(k * BLOCK, k, BLOCK), 1, 0)
+        self.within = jnp.stack([self.columns[i, i * BLOCK : (i + 1) * BLOCK] for i in range(k)])
+
+
+class _BlockParts(_Parts):
+    """Single units, in blocks: sequential inside a block, one product W[:, block] for the rest.
+
+    z and y are padded to whole blocks.
+    """
+
+    kicks = MAX_UNROLLED_KICKS  # so that a long composition is a loop over pairs of sweeps
+
+    def __init__(self, blocks: _BlockCell, dt, args):
+        super().__init__(blocks.cell, dt, args)
+        self.blocks = blocks
+        self.names.append(("sweep",))
+        self.padded = blocks.columns.shape[1]
+
+    def pad(self, x):
+        return jnp.pad(x, (0, self.padded - self.cell.size))
+
+    def start(self, t, x):
+        if not self.antisymmetric:
+            return t, self.pad(x), None
+        return t, self.pad(self.cell.preactivation(t, x, self.args)), self.pad(x)
+
+    def finish(self, state):
+        _, z, y = state
+        return (z if y is None else y)[: self.cell.size]
+
+    def kick(self, name, h, ascending, state):
+        t, z, y = state
+        k = self.padded // BLOCK
+        damping = self.cell.damping if self.antisymmetric else None
+        if damping is not None:
+            damping = self.pad(jnp.broadcast_to(damping, (self.cell.size,)))
+
+        def block(z, start, columns, within):
+            units = [
+                None if v is None else jax.lax.dynamic_slice_in_dim(v, start, BLOCK)
+                for v in (z, y, damping)
+            ]
+            pulse = self._pulses(h, ascending, within, *units)
+            return z + columns @ pulse, pulse
+
+        columns, within = self.blocks.columns, self.blocks.within
+        if k <= MAX_UNROLLED_BLOCKS:
+            pulses: list = [None] * k
+            for i in range(k) if ascending else reversed(range(k)):
+                z, pulses[i] = block(z, i * BLOCK, columns[i], within[i])
+            return t, z, None if y is None else y + jnp.concatenate(pulses)
+
+        def body(z, xs):
+            z, pulse = block(z, *xs)
+            return z, None if y is None else pulse
+
+        starts = jnp.arange(k) * BLOCK
+        z, pulse = jax.lax.scan(body, z, (starts, columns, within), reverse=not ascending)
+        return t, z, None if y is None else y + pulse.reshape(self.padded)
+
+    def _pulses(self, h, ascending, within, z, y, damping):
+        """Pulses of the units of one block, each seeing the pulses of those before it."""
+        # Slices of length 1, not scalars: under vmap they keep the batch in the minor axis.
+        own = [z[i : i + 1] for i in range(BLOCK)]
+        pulse: list = [None] * BLOCK
+        order = list(range(BLOCK)) if ascending else list(reversed(range(BLOCK)))
+        for position, i in enumerate(order):
+            yi, di = (None if v is None else v[i : i + 1] for v in (y, damping))
+            # Without the barrier XLA works every earlier pulse out again for each later one.
+            pulse[i] = jax.lax.optimization_barrier(self.pulse(h, own[i], yi, di))
+            for j in order[position + 1 :]:
+                own[j] = own[j] + within[j, i] * pulse[i]
+        return jnp.concatenate(pulse)
