@@ -38,7 +38,7 @@ class AbstractInputs(eqx.Module):
     u: eqx.AbstractVar[Args]
 
     @abc.abstractmethod
-    def __call__(self, i: Array) -> Args:
+    def __call__(self, i: Array | int) -> Args:
         """The input of trajectory `i`."""
 
 
@@ -47,7 +47,7 @@ class SharedInput(AbstractInputs):
 
     u: Args
 
-    def __call__(self, i: Array) -> Args:
+    def __call__(self, i: Array | int) -> Args:
         return self.u
 
 
@@ -56,13 +56,13 @@ class _RowInputs(AbstractInputs):
 
     u: Args
 
-    def __call__(self, i: Array) -> Args:
+    def __call__(self, i: Array | int) -> Args:
         return jnp.asarray(self.u)[i] if is_constant_input(self.u) else _Row(self.u, i)
 
 
 class _Row(eqx.Module):
     u: Args
-    index: Array
+    index: Array | int
 
     def __call__(self, t: RealScalar) -> Array:
         return evaluate_input(self.u, t)[self.index]
@@ -73,7 +73,7 @@ class _StackedInputs(AbstractInputs):
 
     u: Args
 
-    def __call__(self, i: Array) -> Args:
+    def __call__(self, i: Array | int) -> Args:
         dynamic, static = eqx.partition(self.u, eqx.is_array)
         return eqx.combine(jax.tree.map(lambda leaf: leaf[i], dynamic), static)
 

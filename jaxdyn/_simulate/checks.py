@@ -78,7 +78,7 @@ def _number(name: str, value: Any, needs: str) -> Any:
     return number
 
 
-def check_times(t0: Any, t1: Any, dt: Any, n_steps: Any) -> Span:
+def check_times(t0: Any, t1: Any, dt: Any, n_steps: Any, dtype: Any) -> Span:
     if (t1 is None) == (n_steps is None):
         raise ValueError("Give exactly one of `t1` (the end time) and `n_steps`.")
     t0 = _number("t0", t0, "a finite number")
@@ -89,6 +89,8 @@ def check_times(t0: Any, t1: Any, dt: Any, n_steps: Any) -> Span:
     if n_steps is not None:
         if not is_count(n_steps) or n_steps < 0:
             raise ValueError(f"`n_steps` must be an integer >= 0, got {n_steps!r}.")
+        if traced:  # in one dtype, that of the state
+            t0, dt = jnp.asarray(t0, dtype), jnp.asarray(dt, dtype)
         return Span(t0, t0 + int(n_steps) * dt, dt, int(n_steps), not traced)
     t1 = _number("t1", t1, "a finite number")
     if traced or isinstance(t1, jax.core.Tracer):

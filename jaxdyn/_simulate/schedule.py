@@ -43,7 +43,7 @@ def plan_saves(saveat: diffrax.SaveAt, span: Span) -> Plan | None:
         grid.append(last)
     if not span.concrete:
         steps = np.array(grid)
-        return Plan(steps, np.zeros(len(grid)), span.t0 + steps * span.dt)
+        return Plan(steps, np.zeros(len(grid)), span.t0 + jnp.asarray(steps, span.dt.dtype) * span.dt)
 
     # In units of a step. A save time that its own precision cannot tell from the grid is on it.
     end = (span.t1 - span.t0) / span.dt

@@ -88,7 +88,7 @@ def simulate(
         event=(event, diffrax.Event),
     )
     x0 = check_x0(cell, x0)
-    span = check_times(t0, t1, dt, n_steps)
+    span = check_times(t0, t1, dt, n_steps, x0.dtype)
     saveat = diffrax.SaveAt(t1=True) if saveat is None else saveat
     check_saveat(saveat, span)
     if max_steps is not None and (not is_count(max_steps) or max_steps < 1):

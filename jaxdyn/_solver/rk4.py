@@ -38,7 +38,7 @@ class RK4(AbstractCellSolver):
         x: Float[Array, " n"],
         args: Args,
     ) -> Float[Array, " n"]:
-        return _rk4(lambda t, x: dt * cell(t, x, args), t, dt, x)
+        return rk4(lambda t, x: dt * cell(t, x, args), t, dt, x)
 
     def init(self, terms, t0, t1, y0, args) -> None:
         pass
@@ -49,12 +49,12 @@ class RK4(AbstractCellSolver):
         def increment(t, y):
             return terms.vf_prod(t, y, args, control)
 
-        y1 = _rk4(increment, t0, t1 - t0, y0)
+        y1 = rk4(increment, t0, t1 - t0, y0)
         dense_info = dict(y0=y0, y1=y1, k0=increment(t0, y0), k1=increment(t1, y1))
         return y1, None, dense_info, None, diffrax.RESULTS.successful
 
 
-def _rk4(increment: Callable, t, dt, x: PyTree) -> PyTree:
+def rk4(increment: Callable, t, dt, x: PyTree) -> PyTree:
     """One step, where `increment(t, x)` is dt times the vector field."""
 
     def add(scale, k):
