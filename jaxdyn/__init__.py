@@ -1,11 +1,13 @@
 """Dynamics of recurrent neural networks with skew-symmetric weights, in JAX."""
 
+from . import plot as plot
 from ._activation import ELU as ELU
 from ._activation import ISRU as ISRU
 from ._activation import AbstractActivation as AbstractActivation
 from ._activation import Arctan as Arctan
 from ._activation import AsymmetricTanh as AsymmetricTanh
 from ._activation import Erf as Erf
+from ._activation import FunctionActivation as FunctionActivation
 from ._activation import HardTanh as HardTanh
 from ._activation import Identity as Identity
 from ._activation import LeakyReLU as LeakyReLU

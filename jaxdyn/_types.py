@@ -9,8 +9,14 @@ k  members of a list (eigenvalues, Casimirs, harmonics)
 
 from typing import Any, TypeAlias
 
-from jaxtyping import Array, Float, Real
+import jax
+from jax.core import Tracer
+from jaxtyping import Array, Real
 
 RealScalar: TypeAlias = float | int | Real[Array, ""]
-FloatScalar: TypeAlias = Float[Array, ""]
 Args: TypeAlias = Any
+
+
+def is_traced(tree: Any) -> bool:
+    """True when any leaf of `tree` has no value yet (under jit, grad or vmap)."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))

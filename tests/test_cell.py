@@ -41,9 +41,10 @@ def test_energy_is_conserved_by_any_activation(activation):
     w = jd.DenseSkew.random(5, key=jr.key(3))
     x, u = jr.normal(jr.key(4), (5,)), jnp.array([0.7])
     extras = dict(bias=jnp.ones(5), input_matrix=jnp.ones((5, 1)), damping=jnp.linspace(0, 1, 5))
+    shell = jd.EnergyShell(1.0, 0.3) if activation.confining else None
     bare = [jd.PoissonCell(w, activation), jd.AntisymmetricCell(w, activation)]
     full = [
-        jd.PoissonCell(w, activation, **extras, regulator=jd.EnergyShell(1.0, 0.3)),
+        jd.PoissonCell(w, activation, **extras, regulator=shell),
         jd.AntisymmetricCell(w, activation, **extras),
     ]
     for cell, args in [*((c, None) for c in bare), *((c, u) for c in full)]:

@@ -1,7 +1,8 @@
 """What an activation has to offer."""
 
 from abc import abstractmethod
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -24,8 +25,7 @@ class AbstractActivation(eqx.Module):
 
     def __call__(self, x: ArrayLike) -> Float[Array, "..."]:
         """$s(x)$."""
-        wide, dtype = _floating("x", x)
-        return self._value(wide).astype(dtype)
+        return self._apply(self._value, x)
 
     def potential(self, x: ArrayLike) -> Float[Array, "..."]:
         r"""$S(x) = \int_0^x s(z)\,dz$, to a few units of rounding relative to itself.
@@ -35,13 +35,11 @@ class AbstractActivation(eqx.Module):
         **Returns:** $S(x)$, of the shape and dtype of `x`. Its sum over the units is the energy
         of a cell.
         """
-        wide, dtype = _floating("x", x)
-        return self._potential(wide).astype(dtype)
+        return self._apply(self._potential, x)
 
     def derivative(self, x: ArrayLike) -> Float[Array, "..."]:
         """$s'(x)$; at a kink, the derivative of the piece that `s` uses there."""
-        wide, dtype = _floating("x", x)
-        return self._slope(wide).astype(dtype)
+        return self._apply(self._slope, x)
 
     def discrete_gradient(self, x0: ArrayLike, x1: ArrayLike) -> Float[Array, "..."]:
         r"""The mean of $s$ over the segment from `x0` to `x1`.
@@ -62,16 +60,17 @@ class AbstractActivation(eqx.Module):
             McLachlan, Quispel, Robidoux: Geometric integration using discrete gradients,
             Phil. Trans. R. Soc. A 357 (1999).
         """
-        dtype = jnp.result_type(x0, x1)
-        x0, dtype = _floating("x0", x0, dtype)
-        x1, dtype = _floating("x1", x1, dtype)
-        if x0.shape != x1.shape and x0.ndim > 0 and x1.ndim > 0:
+        _check("x0", x0)
+        _check("x1", x1)
+        if jnp.shape(x0) != jnp.shape(x1) and jnp.ndim(x0) > 0 and jnp.ndim(x1) > 0:
             raise ValueError(
                 "x0 and x1 must have the same shape, or one of them be a scalar; "
-                f"got {x0.shape} and {x1.shape}."
+                f"got {jnp.shape(x0)} and {jnp.shape(x1)}."
             )
-        x0, x1 = jnp.broadcast_arrays(x0, x1)
-        return self._mean(x0, x1).astype(dtype)
+        dtype = jnp.result_type(x0, x1)
+        wide = _wide(dtype)
+        ends = jnp.broadcast_arrays(jnp.asarray(x0, wide), jnp.asarray(x1, wide))
+        return self._mean(*ends).astype(dtype)
 
     def relax(self, x: ArrayLike, tau: ArrayLike) -> Float[Array, "..."]:
         r"""The exact flow of $\dot x = -s(x)$, elementwise, after a time `tau` of either sign.
@@ -85,13 +84,13 @@ class AbstractActivation(eqx.Module):
         """
         if not self.relaxes:
             self._refuse("closed-form flow of x' = -s(x)", "RK4, Taylor or diffrax.Tsit5")
-        wide, dtype = _floating("x", x)
-        tau = jnp.asarray(tau)
-        if tau.ndim > 0 and tau.shape != wide.shape:
+        _check("tau", tau, (jnp.floating, jnp.integer))
+        if jnp.ndim(tau) > 0 and jnp.shape(tau) != jnp.shape(x):
             raise ValueError(
-                f"tau must be a scalar or have the shape of x, {wide.shape}; got {tau.shape}."
+                f"tau must be a scalar or have the shape of x, {jnp.shape(x)}; "
+                f"got {jnp.shape(tau)}."
             )
-        return self._relax(wide, tau.astype(wide.dtype)).astype(dtype)
+        return self._apply(lambda z: self._relax(z, jnp.asarray(tau).astype(z.dtype)), x)
 
     def series(
         self, x: list[Array], v: list[Array], aux: tuple[list[Array], ...]
@@ -151,17 +150,24 @@ class AbstractActivation(eqx.Module):
     ) -> tuple[list[Array], ...]:
         self._refuse("Taylor recurrence", "RK4, Strang or diffrax.Tsit5")
 
+    def _apply(self, fn: Callable[[Array], Array], x: ArrayLike) -> Array:
+        _check("x", x)
+        dtype = jnp.result_type(x)
+        return fn(jnp.asarray(x, _wide(dtype))).astype(dtype)
+
     def _refuse(self, what: str, instead: str) -> NoReturn:
         raise ValueError(f"{type(self).__name__} has no {what}; use {instead} instead.")
 
 
-def _floating(name: str, x: ArrayLike, dtype: np.dtype | None = None) -> tuple[Array, np.dtype]:
-    """`x` in the dtype to compute in, and the dtype to give back."""
-    dtype = jnp.result_type(x) if dtype is None else dtype
-    if not jnp.issubdtype(dtype, jnp.floating):
+def _check(name: str, x: ArrayLike, kinds: tuple[Any, ...] = (jnp.floating,)) -> None:
+    what = f"dtype {jnp.result_type(x)}" if eqx.is_array_like(x) else repr(x)
+    if not eqx.is_array_like(x) or not any(jnp.issubdtype(jnp.result_type(x), k) for k in kinds):
         raise TypeError(
-            f"{name} must be a real floating-point array; got dtype {dtype}. "
+            f"{name} must be a real floating-point array; got {what}. "
             f"Convert it first, for instance with jnp.asarray({name}, float)."
         )
-    wide = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
-    return jnp.asarray(x, wide), dtype
+
+
+def _wide(dtype: np.dtype) -> np.dtype:
+    """The dtype to compute in."""
+    return np.dtype(np.float32) if jnp.finfo(dtype).bits < 32 else dtype

@@ -7,12 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.experimental.jet import jet
 from jaxtyping import Array
 
+from .._types import is_traced
 from .base import AbstractActivation
-from .numerics import fold_odd, gauss_mean, real
+from .numerics import fold_odd, gauss_legendre, gauss_mean, real
 
 _NODES = 16
 _REFERENCE_NODES = 20
@@ -90,7 +90,7 @@ class FunctionActivation(AbstractActivation):
                 _check_signature("potential", self.primitive, dtype)
 
         leaves = jax.tree.leaves((self.fn, self.primitive))
-        if any(isinstance(leaf, Tracer) for leaf in leaves):
+        if is_traced(leaves):
             if confining is None:
                 raise ValueError(
                     "confining must be given as True or False when fn is built from traced "
@@ -250,15 +250,16 @@ def _mean_between(fn: Callable[[Array], Array], x0: Array, x1: Array, n: int) ->
 
 
 def _panels(fn: Callable[[Array], Array], x0: Array, x1: Array, count: int, n: int) -> Array:
-    """The mean of `fn` over the segment, on equal panels one after the other to save memory."""
-    panel = (x1 - x0) / count
+    """The mean of `fn` over the segment, on equal panels; node after node, to save memory."""
+    d = x1 - x0
+    nodes, weights = np.asarray(gauss_legendre(n if d.dtype == jnp.float64 else n // 2)).T
+    nodes = np.ravel((np.arange(count)[:, None] + nodes) / count)
+    table = jnp.asarray(np.stack([nodes, np.tile(weights / count, count)], axis=1), d.dtype)
 
-    def add(total: Array, k: Array) -> tuple[Array, None]:
-        left = x0 + k * panel
-        return total + gauss_mean(fn, left, left + panel, n), None
+    def add(total: Array, node: Array) -> tuple[Array, None]:
+        return total + node[1] * fn(x0 + node[0] * d), None
 
-    steps = jnp.arange(count, dtype=panel.dtype)
-    return jax.lax.scan(add, jnp.zeros_like(panel), steps)[0] / count
+    return jax.lax.scan(add, jnp.zeros_like(d), table)[0]
 
 
 def _grid(limit: float) -> np.ndarray:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -70,10 +71,10 @@ def ordered(x0: Array, x1: Array) -> tuple[Array, Array]:
     return jnp.where(swap, x1, x0), jnp.where(swap, x0, x1)
 
 
-def positive(name: str) -> Callable[[float], float]:
+def positive(name: str) -> Callable[[Any], float]:
     """A converter for a hyper-parameter that has to be positive and finite."""
 
-    def convert(value: float) -> float:
+    def convert(value: Any) -> float:
         number = real(name, value)
         if not number > 0:
             raise ValueError(f"{name} must be positive; got {value!r}.")
@@ -82,10 +83,10 @@ def positive(name: str) -> Callable[[float], float]:
     return convert
 
 
-def nonnegative(name: str) -> Callable[[float], float]:
+def nonnegative(name: str) -> Callable[[Any], float]:
     """A converter for a hyper-parameter that has to be finite and not negative."""
 
-    def convert(value: float) -> float:
+    def convert(value: Any) -> float:
         number = real(name, value)
         if number < 0:
             raise ValueError(f"{name} must not be negative; got {value!r}.")
@@ -94,7 +95,7 @@ def nonnegative(name: str) -> Callable[[float], float]:
     return convert
 
 
-def real(name: str, value: float) -> float:
+def real(name: str, value: Any) -> float:
     """`value` as a finite Python float."""
     try:
         number = float(value)
@@ -158,10 +159,8 @@ def _tanh_mean(a: Array, b: Array) -> Array:
     wide = apart > 1
     lost = jnp.where(wide, p * (tail + 1 + drop) / (1 + tail), 0)
     gained = jnp.where(wide, 0, -p * drop / (1 + tail)) / jnp.where(wide, 1, 1 - p)
-    log = jnp.where(wide, apart, 0) + jnp.log1p(jnp.where(wide, lost / (1 - lost), gained)) * (
-        jnp.where(wide, -1, 1)
-    )
-    far = log / apart
+    log = jnp.log1p(jnp.where(wide, lost / (1 - lost), gained))
+    far = jnp.where(wide, apart - log, log) / apart
     return jnp.where(small, series, far)
 
 

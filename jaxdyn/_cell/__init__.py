@@ -1,8 +1,10 @@
 from .antisymmetric import AntisymmetricCell as AntisymmetricCell
 from .base import AbstractCell as AbstractCell
 from .base import cast as cast
+from .base import check_state as check_state
 from .input import AbstractInputs as AbstractInputs
 from .input import SharedInput as SharedInput
+from .input import check_constant as check_constant
 from .input import evaluate_input as evaluate_input
 from .input import is_constant_input as is_constant_input
 from .input import per_trajectory as per_trajectory

@@ -4,7 +4,7 @@ from jaxtyping import Array, Float
 from .._activation import AbstractActivation
 from .._skew import AbstractSkewOperator
 from .._types import Args, RealScalar
-from .base import AbstractCell, parameters
+from .base import AbstractCell, check_state, parameters
 
 
 class AntisymmetricCell(AbstractCell):
@@ -20,7 +20,7 @@ class AntisymmetricCell(AbstractCell):
     - `activation`: s with its potential.
     - `bias`: b, shape (n,), or None.
     - `input_matrix`: U, shape (n, m), or None; the input u is then passed as `args`.
-    - `damping`: a scalar or (n,), or None.
+    - `damping`: a scalar or (n,), or None. Negative values pump.
 
     Called as `cell(t, y, args)` with y of shape (n,); returns y' of shape (n,).
 
@@ -56,13 +56,14 @@ class AntisymmetricCell(AbstractCell):
         return z if drive is None else z + drive
 
     def __call__(self, t: RealScalar, y: Float[Array, " n"], args: Args) -> Float[Array, " n"]:
+        y = check_state(y, self.size, "y")
         z = self.preactivation(t, y, args)
         if self.damping is not None:
             z = z - self.damping * y
         return self.activation(z)
 
     def _poisson_state(self, y: Float[Array, " n"]) -> Float[Array, " n"]:
-        z = self.operator.mv(y)
+        z = self.operator.mv(check_state(y, self.size, "y"))
         return z if self.bias is None else z + self.bias
 
     def energy(self, y: Float[Array, " n"]) -> Float[Array, ""]:
@@ -74,7 +75,8 @@ class AntisymmetricCell(AbstractCell):
 
         They are c.b for every state: the range of W holds no more. Needs concrete W.
         """
-        return self.operator.kernel().astype(y.dtype) @ self._poisson_state(y)
+        z = self._poisson_state(y)
+        return self.operator.kernel().astype(z.dtype) @ z
 
     def energy_rate(self, t: RealScalar, y: Float[Array, " n"], args: Args) -> Float[Array, ""]:
         """d/dt H(W y + b) = s(W y + b).W y': 0 for the bare cell, up to rounding."""

@@ -1,4 +1,5 @@
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -51,7 +52,7 @@ class AbstractCell(eqx.Module):
         """U u(t) + b, or None for an autonomous cell without a bias.
 
         **Raises:** ValueError when `args` is given and the cell has no `input_matrix`, or when u
-        has the wrong shape.
+        has the wrong shape; TypeError when u is not an array of real numbers.
         """
         if args is None:
             if self.input_matrix is not None:
@@ -66,6 +67,8 @@ class AbstractCell(eqx.Module):
                 "input_matrix=U of shape (n, m), or pass args=None."
             )
         u = evaluate_input(args, t)
+        if jnp.issubdtype(u.dtype, jnp.complexfloating):
+            raise TypeError("`args` (the input u) must be real, got a complex one; pass its parts.")
         m = self.input_matrix.shape[1]
         if u.shape != (m,):
             raise ValueError(
@@ -85,9 +88,10 @@ def parameters(
 ) -> tuple[Array | None, Array | None, Array | None]:
     """Checks the parts of a cell and returns (bias, input_matrix, damping) in W's dtype."""
     if not isinstance(operator, AbstractSkewOperator):
+        given = "a class" if isinstance(operator, type) else type(operator).__name__
         raise TypeError(
-            f"`operator` must be a skew operator such as jaxdyn.DenseSkew, got "
-            f"{type(operator).__name__}; wrap a matrix with jaxdyn.DenseSkew.from_matrix(W)."
+            f"`operator` must be a skew operator such as jaxdyn.DenseSkew.random(n, key=key), got "
+            f"{given}; wrap a matrix with jaxdyn.DenseSkew.from_matrix(W)."
         )
     if not isinstance(activation, AbstractActivation):
         raise TypeError(
@@ -112,6 +116,27 @@ def parameters(
             raise ValueError(f"`{name}` must have shape {wanted} for {n} units, got {array.shape}.")
         out.append(array)
     return out[0], out[1], out[2]
+
+
+def check_state(x: Any, n: int, name: str = "x") -> Float[Array, " n"]:
+    """`x` as one state of n units, or an error that says what is wrong with it."""
+    try:
+        state = jnp.asarray(x)
+    except (TypeError, ValueError) as e:
+        raise TypeError(
+            f"`{name}` must be an array of real numbers of shape ({n},), got {x!r}."
+        ) from e
+    if state.shape != (n,):
+        raise ValueError(
+            f"`{name}` must have shape ({n},), one number per unit of the cell; got "
+            f"{state.shape}. Use jax.vmap for a batch of states."
+        )
+    if not jnp.issubdtype(state.dtype, jnp.floating):
+        raise TypeError(
+            f"`{name}` must be real and floating-point, got dtype {state.dtype}; convert it with "
+            f"jnp.asarray({name}, float)."
+        )
+    return state
 
 
 def cast(cell: AbstractCell, dtype: np.dtype) -> AbstractCell:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._types import Args, RealScalar
+from .._types import Args, RealScalar, is_traced
 
 
 def is_constant_input(u: Args) -> bool:
@@ -19,16 +19,14 @@ def is_constant_input(u: Args) -> bool:
 
 def evaluate_input(u: Args, t: RealScalar) -> Array:
     """u at time `t`: `u` itself, `u(t)` or `u.evaluate(t)`."""
-    if isinstance(u, diffrax.AbstractPath):
-        return jnp.asarray(u.evaluate(t))
-    if callable(u):
-        return jnp.asarray(u(t))
     try:
-        return jnp.asarray(u)
-    except TypeError as e:
+        if isinstance(u, diffrax.AbstractPath):
+            return jnp.asarray(u.evaluate(t))
+        return jnp.asarray(u(t) if callable(u) else u)
+    except (TypeError, ValueError) as e:
         raise TypeError(
-            f"`args` is the input u of the cell and must be an array (m,), a callable u(t) or a "
-            f"diffrax path; got {type(u).__name__}."
+            f"`args` is the input u of the cell and must be an array (m,), a callable u(t) that "
+            f"returns one, or a diffrax path; {u!r} is none: {e}"
         ) from e
 
 
@@ -87,15 +85,13 @@ def per_trajectory(u: Args, t0: RealScalar, batch: int, m: int) -> AbstractInput
     **Raises:** ValueError when it is neither.
     """
 
-    def shape_of(value: Args) -> tuple[int, ...] | None:
+    def shape_of(value: Args) -> tuple[tuple[int, ...] | None, Exception | None]:
         try:
-            return eqx.filter_eval_shape(evaluate_input, value, t0).shape
-        except Exception:  # a stack of paths fails in ways of its own when not taken apart
-            return None
+            return eqx.filter_eval_shape(evaluate_input, value, t0).shape, None
+        except Exception as e:  # a stack of paths fails in ways of its own when not taken apart
+            return None, e
 
-    if not callable(u) and not isinstance(u, diffrax.AbstractPath):
-        check_constant(u, "args")
-    shape = shape_of(u)
+    shape, error = shape_of(u)
     if shape == (m,):
         return SharedInput(u)
     if shape == (batch, m):
@@ -103,23 +99,28 @@ def per_trajectory(u: Args, t0: RealScalar, batch: int, m: int) -> AbstractInput
     leaves = jax.tree.leaves(eqx.filter(u, eqx.is_array))
     if leaves and all(leaf.ndim > 0 and leaf.shape[0] == batch for leaf in leaves):
         stack = _StackedInputs(u)
-        if shape_of(stack(jnp.asarray(0))) == (m,):
+        if shape_of(stack(jnp.asarray(0)))[0] == (m,):
             return stack
+    found = f"evaluates to {shape}" if error is None else f"cannot be evaluated: {error}"
     raise ValueError(
         f"`args` is the input u: it must evaluate to ({m},), shared by all trajectories, or to "
         f"({batch}, {m}), one row per trajectory (input_matrix has {m} columns, x0 holds {batch} "
-        f"trajectories); got something that evaluates to {shape}."
-    )
+        f"trajectories); got something that {found}."
+    ) from error
 
 
 def check_constant(value: object, name: str) -> None:
-    """Refuses strings, None and complex or non-finite values where a parameter array is meant."""
-    if isinstance(value, str) or value is None:
-        raise TypeError(f"`{name}` must be an array of real numbers, got {value!r}.")
-    if isinstance(value, jax.core.Tracer):
+    """Refuses whatever is not real and finite where a number or an array of them is meant."""
+    if is_traced(value):
         return
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as e:
+        raise TypeError(
+            f"`{name}` must be a real number or an array of them, got {value!r}."
+        ) from e
     if array.dtype.kind not in "iuf" and not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"`{name}` must be real numbers, got dtype {array.dtype}.")
+        given = repr(value) if array.dtype.kind in "OUS" else f"dtype {array.dtype}"
+        raise TypeError(f"`{name}` must be a real number or an array of them, got {given}.")
     if not np.all(np.isfinite(np.asarray(array, dtype=np.float64))):
         raise ValueError(f"`{name}` must be finite; it holds NaN or infinity.")

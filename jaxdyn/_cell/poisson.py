@@ -4,7 +4,7 @@ from jaxtyping import Array, Float
 from .._activation import AbstractActivation
 from .._skew import AbstractSkewOperator
 from .._types import Args, RealScalar
-from .base import AbstractCell, parameters
+from .base import AbstractCell, check_state, parameters
 from .shell import EnergyShell
 
 
@@ -23,8 +23,8 @@ class PoissonCell(AbstractCell):
     - `bias`: b, shape (n,), or None.
     - `input_matrix`: U, shape (n, m), or None; the input u is then passed as `args`.
     - `damping`: a scalar or (n,), or None: the energy then falls as H' = -damping |g|^2. For tanh
-      the damped part alone is exactly sinh x -> exp(-damping t) sinh x.
-    - `regulator`: an [`jaxdyn.EnergyShell`][], or None.
+      the damped part alone is exactly sinh x -> exp(-damping t) sinh x. Negative values pump.
+    - `regulator`: an [`jaxdyn.EnergyShell`][], or None. It needs a confining activation.
 
     Called as `cell(t, x, args)` with x of shape (n,); returns x' of shape (n,).
 
@@ -57,6 +57,12 @@ class PoissonCell(AbstractCell):
                 raise TypeError(
                     f"`regulator` must be a jaxdyn.EnergyShell or None, got {regulator!r}."
                 )
+            if not activation.confining:
+                raise ValueError(
+                    f"`regulator` needs an activation whose energy surfaces are closed, and "
+                    f"{type(activation).__name__} does not confine; use one with .confining True, "
+                    "such as jaxdyn.Tanh(), or regulator=None."
+                )
             if regulator.keep is not None and regulator.keep.shape[1] != operator.size:
                 raise ValueError(
                     f"`regulator.keep` must have {operator.size} columns, one per unit; got shape "
@@ -67,6 +73,7 @@ class PoissonCell(AbstractCell):
         self.regulator = regulator
 
     def __call__(self, t: RealScalar, x: Float[Array, " n"], args: Args) -> Float[Array, " n"]:
+        x = check_state(x, self.size)
         g = self.activation(x)
         out = self.operator.mv(g)
         drive = self.drive(t, args)
@@ -80,7 +87,7 @@ class PoissonCell(AbstractCell):
 
     def energy(self, x: Float[Array, " n"]) -> Float[Array, ""]:
         """H(x) = sum_i S(x_i) of a state (n,)."""
-        return jnp.sum(self.activation.potential(x))
+        return jnp.sum(self.activation.potential(check_state(x, self.size)))
 
     def casimirs(self, x: Float[Array, " n"]) -> Float[Array, " k"]:
         """c.x for each c of an orthonormal basis of ker W; shape (k,), k = dim ker W.
@@ -88,6 +95,7 @@ class PoissonCell(AbstractCell):
         Needs concrete W (k depends on its values). Conserved by the bare cell; a bias, input,
         damping or a regulator without `keep` moves them.
         """
+        x = check_state(x, self.size)
         return self.operator.kernel().astype(x.dtype) @ x
 
     def energy_rate(self, t: RealScalar, x: Float[Array, " n"], args: Args) -> Float[Array, ""]:
@@ -95,6 +103,7 @@ class PoissonCell(AbstractCell):
 
         The skew part is left out because g.W g = 0 exactly.
         """
+        x = check_state(x, self.size)
         g = self.activation(x)
         rate = jnp.zeros((), x.dtype)
         drive = self.drive(t, args)

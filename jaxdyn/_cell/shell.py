@@ -1,8 +1,11 @@
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from .._types import RealScalar
+from .._types import RealScalar, is_traced
 from .input import check_constant
 
 
@@ -21,32 +24,48 @@ class EnergyShell(eqx.Module):
 
     **Arguments:**
 
-    - `energy`: the attracting energy, a scalar.
-    - `rate`: how strongly it attracts, a scalar, in 1 / (energy x time).
+    - `energy`: the attracting energy, a scalar >= 0 (0 is the state of rest).
+    - `rate`: how strongly it attracts, a scalar, in 1 / (energy x time). Negative, it repels:
+      what starts below goes to rest, what starts above grows without bound.
     - `keep`: (k, n), orthonormal rows c whose c.x the term must leave alone, or None.
 
-    **Raises:** ValueError when a scalar is not a scalar or not finite, or `keep` is not a matrix.
+    **Raises:** TypeError for what is not a real number; ValueError when a scalar is not a scalar,
+    not finite or `energy` is negative, or the rows of `keep` are not orthonormal.
     """
 
     energy: Float[Array, ""]
     rate: Float[Array, ""]
     keep: Float[Array, "k n"] | None
 
-    def __init__(self, energy: RealScalar, rate: RealScalar, *, keep: Array | None = None):
+    def __init__(self, energy: RealScalar, rate: RealScalar, *, keep: Any = None):
         for name, value in (("energy", energy), ("rate", rate)):
             check_constant(value, name)
-            if jnp.shape(value) != ():
-                raise ValueError(f"`{name}` must be a scalar, got shape {jnp.shape(value)}.")
+            if np.shape(value) != ():
+                raise ValueError(f"`{name}` must be a scalar, got shape {np.shape(value)}.")
+        if not is_traced(energy) and float(energy) < 0:
+            raise ValueError(
+                f"`energy` must be >= 0, got {energy}: no state has a negative energy. For plain "
+                "damping give the cell damping=."
+            )
         self.energy = jnp.asarray(energy, _float(energy))
         self.rate = jnp.asarray(rate, _float(rate))
         if keep is not None:
             check_constant(keep, "keep")
-            if jnp.ndim(keep) != 2:
+            if np.ndim(keep) != 2:
                 raise ValueError(
                     f"`keep` must be a matrix (k, n) of orthonormal rows, such as "
-                    f"operator.kernel(); got shape {jnp.shape(keep)}."
+                    f"operator.kernel(); got shape {np.shape(keep)}."
                 )
-        self.keep = None if keep is None else jnp.asarray(keep)
+            if not is_traced(keep):
+                rows = np.asarray(keep, np.float64)
+                # Far above what rounding leaves of a float32 kernel, far below a wrong length.
+                if np.max(np.abs(rows @ rows.T - np.eye(len(rows))), initial=0.0) > 1e-5:
+                    raise ValueError(
+                        "`keep` must have orthonormal rows, such as operator.kernel(); make them "
+                        "so with jnp.linalg.qr(keep.T)[0].T."
+                    )
+                keep = np.asarray(keep)
+        self.keep = None if keep is None else jnp.asarray(keep, _float(keep))
 
     def direction(self, g: Float[Array, " n"]) -> Float[Array, " n"]:
         """g, or its part orthogonal to the rows of `keep`."""

@@ -1,3 +1,5 @@
+from typing import Any
+
 import diffrax
 import jax
 from jaxtyping import Array, Bool
@@ -7,8 +9,8 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     """diffrax's results, and one more."""
 
     non_finite = (
-        "The state became infinite or NaN: the orbit diverged, x0 or the cell holds NaN, or an "
-        "implicit step could not be solved. Take a smaller `dt`, or another `solver`."
+        "The state became infinite or NaN: the orbit diverged, `x0`, `args` or the cell holds "
+        "NaN, or an implicit step could not be solved. Take a smaller `dt`, or another `solver`."
     )
 
 
@@ -25,7 +27,9 @@ def judge(result: diffrax.RESULTS, finite: Bool[Array, "*b"]) -> RESULTS:
 def succeeded(finite: Bool[Array, "*b"]) -> RESULTS:
     """Success where `finite`, else `non_finite`."""
 
+    success: Any = RESULTS.successful
+
     def one(finite):
-        return RESULTS.where(finite, RESULTS.successful, RESULTS.non_finite)
+        return RESULTS.where(finite, success, RESULTS.non_finite)
 
     return one(finite) if finite.ndim == 0 else jax.vmap(one)(finite)

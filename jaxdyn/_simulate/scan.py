@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from .._cell import AbstractCell, AbstractInputs
 from .._solver import AbstractCellSolver
+from .._solver.splitting import AbstractSplitting
 from .schedule import Rows
 
 
@@ -41,15 +42,18 @@ def integrate(
     total = jnp.sum(rows.count)
 
     def advance(cell, t, h, x):
+        if isinstance(solver, AbstractSplitting):
+            return solver.advance_batch(cell, t, h, x, inputs)
+
         def one(x, i):
             return solver.advance(cell, t, h, x, inputs(i))
 
         return jax.vmap(one, in_axes=(1, 0), out_axes=1)(x, members)
 
     def output(t, x):
-        if fn is None:
+        if (save := fn) is None:
             return x
-        return jax.vmap(lambda x, i: fn(t, x, inputs(i)), in_axes=(1, 0))(x, members)
+        return jax.vmap(lambda x, i: save(t, x, inputs(i)), in_axes=(1, 0))(x, members)
 
     def time(k):
         return t0 + k.astype(x0.dtype) * dt
@@ -94,20 +98,25 @@ def _checkpointed_scan(step: Callable, x: Any, length: int, tick: Callable, stat
     Going backwards keeps the states at every sqrt(length)-th step and works the others out again.
     Every so often `tick(state, i)` is told how far it has come.
     """
-    inner = max(1, math.isqrt(length))
-    outer, rest = divmod(length, inner)
+    root = max(1, math.isqrt(length))
+    # One loop in another, so that a step is compiled once: a length without a divisor near its
+    # root is rounded up, with steps that do nothing.
+    inner = next((d for d in range(root, root // 2, -1) if length % d == 0), root)
+    outer = -(-length // inner)
+
+    def move(x, i):
+        if outer * inner == length:
+            return step(x, i)
+        return jax.lax.cond(i < length, lambda x: step(x, i)[0], lambda x: x, x), None
 
     @jax.checkpoint
     def block(x, i):
-        return jax.lax.scan(step, x, i)[0]
+        return jax.lax.scan(move, x, i)[0]
 
     def body(carry, i):
         x, state = carry
-        return (block(x, i), tick(state, i[-1] + 1)), None
+        return (block(x, i), tick(state, jnp.minimum(i[-1] + 1, length))), None
 
     indices = jnp.arange(outer * inner).reshape(outer, inner)
     (x, state), _ = jax.lax.scan(body, (x, state), indices)
-    if rest:
-        x, _ = jax.lax.scan(step, x, outer * inner + jnp.arange(rest))
-        state = tick(state, length)
     return x, state

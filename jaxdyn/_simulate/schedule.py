@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._types import is_traced
+
 
 class Span(NamedTuple):
     """The time axis of a solve; `dt` carries the sign, `n_steps` counts the shortened last one."""
@@ -35,15 +37,24 @@ def plan_saves(saveat: diffrax.SaveAt, span: Span) -> Plan | None:
     extras = saveat.dense or saveat.solver_state or saveat.controller_state or saveat.made_jump
     if extras or not isinstance(sub, diffrax.SubSaveAt):
         return None
-    if isinstance(sub.ts, jax.core.Tracer) or (sub.ts is not None and not span.concrete):
+    if is_traced(sub.ts) or (sub.ts is not None and not span.concrete):
         return None
     last = span.n_steps
     grid = [0] * sub.t0 + list(range(sub.steps, last + 1, sub.steps) if sub.steps else [])
     if sub.t1 and not (sub.steps and grid and grid[-1] == last):
         grid.append(last)
+    if not grid and sub.ts is None:
+        if last > 0:
+            raise ValueError(
+                f"`saveat.steps` = {sub.steps} is more than the {last} steps of this solve, so "
+                "that nothing would be saved; add t1=True."
+            )
+        grid.append(0)
     if not span.concrete:
         steps = np.array(grid)
-        return Plan(steps, np.zeros(len(grid)), span.t0 + jnp.asarray(steps, span.dt.dtype) * span.dt)
+        return Plan(
+            steps, np.zeros(len(grid)), span.t0 + jnp.asarray(steps, span.dt.dtype) * span.dt
+        )
 
     # In units of a step. A save time that its own precision cannot tell from the grid is on it.
     end = (span.t1 - span.t0) / span.dt
@@ -110,6 +121,10 @@ def rows(steps: np.ndarray, side: np.ndarray, dtype: np.dtype) -> Rows:
         sided=any(e != 0 for e in last),
         all_kept=len(kept) == len(start),
     )
+
+
+SAVE_STATE = diffrax.SubSaveAt(t1=True).fn
+"""What diffrax saves when it is not told what: the state itself."""
 
 
 def is_sub(node) -> bool:

@@ -7,13 +7,21 @@ import jax.numpy as jnp
 from .._cell import AbstractCell, cast
 from .._solver import RK4, AbstractCellSolver, Strang
 from .._types import Args, RealScalar
-from .checks import check_saveat, check_times, check_types, check_x0, inputs_of, is_count
+from .checks import (
+    check_event,
+    check_flags,
+    check_saveat,
+    check_solver,
+    check_times,
+    check_types,
+    check_x0,
+    inputs_of,
+    is_count,
+)
 from .results import RESULTS, succeeded
 from .scan import integrate
-from .schedule import Span, plan_saves, rows, subs_of
+from .schedule import SAVE_STATE, Span, plan_saves, rows, subs_of
 from .through_diffrax import by_diffrax
-
-_SAVE_STATE = diffrax.SubSaveAt(t1=True).fn
 
 
 def simulate(
@@ -48,7 +56,8 @@ def simulate(
     - `t1`: end time, in model time units. Before `t0` integrates backwards. With `t1 == t0` the
       solution is `x0`.
     - `dt`: the step, > 0, in model time units: of every step of a fixed-step solve (the last is
-      shortened to land on `t1`), the first step of an adaptive one. May be traced with `n_steps`.
+      shortened to land on `t1`), the first step of an adaptive one. May be traced with `n_steps`,
+      and is then not checked.
     - `t0`: start time.
     - `n_steps`: instead of `t1`, the number of steps: t1 = t0 + n_steps dt.
     - `args`: the input u of a driven cell: (m,), a callable u(t) or a diffrax path, shared by all
@@ -87,20 +96,15 @@ def simulate(
         stepsize_controller=(stepsize_controller, diffrax.AbstractStepSizeController),
         event=(event, diffrax.Event),
     )
+    check_flags(progress=progress, throw=throw)
+    check_event(event)
     x0 = check_x0(cell, x0)
     span = check_times(t0, t1, dt, n_steps, x0.dtype)
-    saveat = diffrax.SaveAt(t1=True) if saveat is None else saveat
-    check_saveat(saveat, span)
+    saveat = check_saveat(diffrax.SaveAt(t1=True) if saveat is None else saveat, span)
     if max_steps is not None and (not is_count(max_steps) or max_steps < 1):
         raise ValueError(f"`max_steps` must be a positive integer or None, got {max_steps!r}.")
     solver = default_solver(cell) if solver is None else solver
-    if isinstance(solver, AbstractCellSolver):
-        solver.check(cell)
-        if isinstance(adjoint, diffrax.BacksolveAdjoint) and not isinstance(solver, RK4):
-            raise ValueError(
-                "`adjoint=diffrax.BacksolveAdjoint` integrates a system that is not a cell; give "
-                "it solver=jaxdyn.RK4() or a diffrax solver, or leave `adjoint` out."
-            )
+    check_solver(solver, cell, adjoint, stepsize_controller)
     cell = cast(cell, x0.dtype)
     inputs = inputs_of(cell, args, x0, span)
     fixed = stepsize_controller is None or isinstance(stepsize_controller, diffrax.ConstantStepSize)
@@ -108,6 +112,7 @@ def simulate(
     plan = None
     if (
         isinstance(solver, AbstractCellSolver)
+        and not isinstance(solver, diffrax.AbstractWrappedSolver)
         and fixed
         and adjoint is None
         and event is None
@@ -153,7 +158,7 @@ def by_scan(solver, cell, inputs, x0, span, plan, fn, progress) -> diffrax.Solut
         jnp.asarray(span.t0, dtype),
         jnp.asarray(span.dt, dtype),
         rows(plan.steps, plan.side, dtype),
-        None if fn is _SAVE_STATE else fn,
+        None if fn is SAVE_STATE else fn,
         diffrax.TqdmProgressMeter() if progress else None,
     )
     if x0.ndim == 1:

@@ -6,22 +6,32 @@ import jax
 import jax.numpy as jnp
 
 from .results import judge
-from .schedule import is_sub, subs_of
+from .schedule import SAVE_STATE, is_sub, subs_of
 
 
 @eqx.filter_jit
 def by_diffrax(cell, inputs, x0, times, saveat, options, max_steps, progress):
     """One diffeqsolve for each trajectory; a single one for all with fixed explicit steps."""
     solver, controller, adjoint, event = options
+    t0, t1, dt = times
     saveat = jax.tree.map(
         lambda leaf: leaf.astype(x0.dtype) if eqx.is_inexact_array(leaf) else leaf, saveat
     )
+
+    # What `fn` makes of a state may be finite where the state is not: then save that too.
+    kept = saveat.subs
+    watched = kept is None or any(sub.fn is not SAVE_STATE for sub in subs_of(saveat))
+    if watched:
+        both = (kept, diffrax.SubSaveAt(t1=True))
+        saveat = eqx.tree_at(lambda s: s.subs, saveat, both, is_leaf=lambda s: s is None)
 
     def solve(field, y0, args, saveat):
         return diffrax.diffeqsolve(
             diffrax.ODETerm(field),
             solver,
-            *times,
+            t0,
+            t1,
+            dt,
             y0,
             args,
             saveat=saveat,
@@ -53,9 +63,13 @@ def by_diffrax(cell, inputs, x0, times, saveat, options, max_steps, progress):
     else:
         solution = eqx.filter_vmap(one)(x0, jnp.arange(x0.shape[0]))
         ok = jax.vmap(fine)(solution.ys)
-        if not stored_steps and event is None and saveat.subs is not None:
+        if not stored_steps and event is None:
             shared = jax.tree.map(lambda ts: ts[0], solution.ts)
             solution = eqx.tree_at(lambda s: s.ts, solution, shared)
+    if watched:
+        ts, ys = solution.ts, solution.ys
+        assert ts is not None and ys is not None
+        solution = eqx.tree_at(lambda s: (s.ts, s.ys), solution, (ts[0], ys[0]))
     return eqx.tree_at(lambda s: s.result, solution, judge(solution.result, ok))
 
 

@@ -8,9 +8,12 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._types import RealScalar
-from .checks import check_vector, is_traced
+from .._types import RealScalar, is_traced
+from .checks import check_vector
 from .coloring import class_size, singletons
+
+# A complex matrix of this size takes 6 GB.
+_LARGEST_DENSE = 20_000
 
 
 class AbstractSkewOperator(lx.AbstractLinearOperator):
@@ -53,7 +56,9 @@ class AbstractSkewOperator(lx.AbstractLinearOperator):
     def mv(self, x: Any) -> Float[Array, " n"]:
         """W x, in the precision of `x`.
 
-        **Arguments:** `x`: real floating, shape (n,). Batches go through `jax.vmap`.
+        **Arguments:**
+
+        - `x`: real floating, shape (n,). Batches go through `jax.vmap`.
 
         **Returns:** shape (n,), the dtype of `x`; x . W x = 0 to rounding.
 
@@ -80,6 +85,7 @@ class AbstractSkewOperator(lx.AbstractLinearOperator):
         **Returns:** shape (n // 2,), ascending, >= 0, in radians per model time unit;
         differentiable where the spectrum is simple.
         """
+        self._refuse_large("frequencies")
         W = self.as_matrix()
         eigenvalues = jnp.linalg.eigvalsh(jax.lax.complex(jnp.zeros_like(W), W))
         half = self.size // 2
@@ -98,6 +104,7 @@ class AbstractSkewOperator(lx.AbstractLinearOperator):
         **Raises:** ValueError under jit, grad or vmap.
         """
         self._refuse_traced("kernel")
+        self._refuse_large("kernel")
         W = np.asarray(self.as_matrix()).astype(np.float64)
         _, s, vh = np.linalg.svd(W)
         return self._kernel_rows(s, vh)
@@ -113,7 +120,10 @@ class AbstractSkewOperator(lx.AbstractLinearOperator):
     def color_mv(self, c: int, g: Float[Array, " k"]) -> Float[Array, " n"]:
         """W[:, class c] @ g: what the units of one class do to all others.
 
-        **Arguments:** `c`: which class of `coloring()`; `g`: shape (len of that class,).
+        **Arguments:**
+
+        - `c`: which class of `coloring()`.
+        - `g`: shape (len of that class,).
 
         **Returns:** shape (n,).
 
@@ -158,6 +168,13 @@ class AbstractSkewOperator(lx.AbstractLinearOperator):
                 "unknown under jit, grad or vmap: call it outside and pass the result in."
             )
 
+    def _refuse_large(self, method: str) -> None:
+        if self.size > _LARGEST_DENSE:
+            raise ValueError(
+                f"{method}() of {type(self).__name__} is a dense problem of order n^3, not tried "
+                f"beyond {_LARGEST_DENSE} units; this operator has {self.size}."
+            )
+
     def _kernel_rows(self, s: np.ndarray, vh: np.ndarray) -> Float[Array, "k n"]:
         n = self.size
         tolerance = n * float(jnp.finfo(self.dtype).eps) * s.max(initial=0.0)
@@ -191,7 +208,9 @@ def _(operator):
 
 @lx.is_tridiagonal.register(AbstractSkewOperator)
 def _(operator):
-    return operator._is_tridiagonal()
+    # In lineax 0.1.1 the diagonals of an identity have JAX's default type whatever its structure
+    # says, so that its tridiagonal solver takes 1 - h W in that type only.
+    return operator._is_tridiagonal() and operator.dtype == jnp.zeros(()).dtype
 
 
 # These say what is known without looking at values. The zero matrix is all of them, yet no

@@ -27,7 +27,9 @@ class BipartiteSkew(AbstractSkewOperator):
     frequency is a singular value of B. This is the weight matrix of a Hamiltonian network
     (H-DNN, Galimberti et al. 2023, arXiv 2105.13205).
 
-    **Arguments:** `coupling`: B, shape (p, q), p + q = n, per model time unit.
+    **Arguments:**
+
+    - `coupling`: B, shape (p, q), p + q = n, per model time unit.
     """
 
     coupling: Float[Array, "p q"]
@@ -111,9 +113,13 @@ class BipartiteSkew(AbstractSkewOperator):
     ) -> "BipartiteSkew":
         """Independent Gaussian entries of B, rescaled to |W|_2 = |B|_2 = `scale`.
 
-        **Arguments:** `n`: number of units, at least 2; `key`: JAX random key; `scale`: the
-        spectral norm, in radians per model time unit; `dtype`: float32 or float64, JAX's default
-        when None; `split`: p, the size of the first group, 1 <= p < n, (n + 1) // 2 when None.
+        **Arguments:**
+
+        - `n`: number of units, at least 2.
+        - `key`: JAX random key.
+        - `scale`: the spectral norm, in radians per model time unit.
+        - `dtype`: float32 or float64, JAX's default when None.
+        - `split`: p, the size of the first group, 1 <= p < n, (n + 1) // 2 when None.
         """
         n = check_size(n, 2, "the only skew matrix of one unit is 0")
         check_key(key)
@@ -126,8 +132,10 @@ class BipartiteSkew(AbstractSkewOperator):
     def from_matrix(cls, W: Any, *, split: int | None = None) -> "BipartiteSkew":
         """B of a matrix whose first p and last n - p units are not coupled among themselves.
 
-        **Arguments:** `W`: shape (n, n), skew to a few rounding errors; integers are promoted;
-        `split`: p; None finds it, the one nearest n / 2 where several fit.
+        **Arguments:**
+
+        - `W`: shape (n, n), skew to a few rounding errors; integers are promoted.
+        - `split`: p; None finds it, the one nearest n / 2 where several fit.
 
         **Raises:** ValueError when `W` is not square, finite and skew, or not of this form (it
         says how much would be lost); TypeError when not real.

@@ -25,8 +25,10 @@ class BlockSkew(AbstractSkewOperator):
     Units 2k and 2k + 1 form pair k. Each pair is the two-unit network, whose orbits are known
     in closed form for tanh. n is even: an odd unit would be a constant.
 
-    **Arguments:** `omega`: the angular frequencies w_k of either sign, shape (n / 2,), in
-    radians per model time unit.
+    **Arguments:**
+
+    - `omega`: the angular frequencies w_k of either sign, shape (n / 2,), in radians per model time
+      unit.
     """
 
     omega: Float[Array, " k"]
@@ -94,10 +96,13 @@ class BlockSkew(AbstractSkewOperator):
     ) -> "BlockSkew":
         """Gaussian frequencies rescaled to max |w_k| = |W|_2 = `scale`, or those given.
 
-        **Arguments:** `n`: number of units, even; `key`: JAX random key; `scale`: the spectral
-        norm, in radians per model time unit, 1 when None; `dtype`: float32 or float64, JAX's
-        default when None; `frequencies`: shape (n / 2,), the w_k instead of `scale`; they are
-        put on the pairs in random order.
+        **Arguments:**
+
+        - `n`: number of units, even.
+        - `key`: JAX random key.
+        - `scale`: the spectral norm, in radians per model time unit, 1 when None.
+        - `dtype`: float32 or float64, JAX's default when None.
+        - `frequencies`: shape (n / 2,), the w_k themselves, instead of `scale`.
 
         **Raises:** ValueError for an odd `n`, or both `scale` and `frequencies`.
         """
@@ -114,8 +119,9 @@ class BlockSkew(AbstractSkewOperator):
     def from_matrix(cls, W: Any) -> "BlockSkew":
         """The frequencies of a block-diagonal matrix.
 
-        **Arguments:** `W`: shape (n, n), n even, skew to a few rounding errors; integers are
-        promoted.
+        **Arguments:**
+
+        - `W`: shape (n, n), n even, skew to a few rounding errors; integers are promoted.
 
         **Raises:** ValueError when `W` is not square, finite and skew, of odd size, or not block
         diagonal (it says how much would be lost); TypeError when not real.
@@ -136,7 +142,7 @@ class BlockSkew(AbstractSkewOperator):
 def random_frequencies(
     n: int, key: Array, scale: RealScalar | None, dtype: Any, frequencies: Any
 ) -> Float[Array, " k"]:
-    """n // 2 Gaussian frequencies with max |w_k| = scale, or `frequencies` in random order."""
+    """n // 2 Gaussian frequencies with max |w_k| = scale, or the given `frequencies`."""
     dtype = float_dtype(dtype)
     if frequencies is None:
         scale = 1.0 if scale is None else scale
@@ -148,7 +154,7 @@ def random_frequencies(
     omega = free_entries(frequencies, "frequencies", 1)
     if omega.shape != (n // 2,):
         raise ValueError(f"`frequencies` must have shape ({n // 2},), got {omega.shape}.")
-    return jr.permutation(key, omega.astype(dtype))
+    return omega.astype(dtype)
 
 
 def _interleave(even: Float[Array, " k"], odd: Float[Array, " k"]) -> Float[Array, " n"]:

@@ -6,13 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float
 
-
-def is_traced(tree: Any) -> bool:
-    """True when any leaf of `tree` has no value yet (under jit, grad or vmap)."""
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+from .._types import is_traced
 
 
 def free_entries(value: Any, name: str, ndim: int) -> Array:
@@ -43,11 +39,13 @@ def check_size(n: Any, minimum: int, reason: str, name: str = "n") -> int:
 
 def check_scale(scale: Any) -> None:
     """`scale` is one real number >= 0. A traced scale has no value to look at and passes."""
-    if isinstance(scale, Tracer):
+    if is_traced(scale):
         if scale.ndim != 0:
             raise ValueError(f"`scale` must be one number, got shape {scale.shape}.")
         return
     try:
+        if isinstance(scale, str | bytes):
+            raise TypeError
         value = float(scale)
     except (TypeError, ValueError) as error:
         raise TypeError(

@@ -15,8 +15,10 @@ from .norm import gaussian_skew
 class DenseSkew(AbstractSkewOperator):
     """Any skew matrix: W = L - L^T, with the strict lower triangle L free.
 
-    **Arguments:** `entries`: L row by row, `L[1,0], L[2,0], L[2,1], L[3,0], ...`, shape
-    (n (n - 1) / 2,), per model time unit; n follows from the length. No entry means n = 1.
+    **Arguments:**
+
+    - `entries`: L row by row, `L[1,0], L[2,0], L[2,1], L[3,0], ...`, shape (n (n - 1) / 2,), per
+      model time unit; n follows from the length. No entry means n = 1.
 
     **Raises:** ValueError when the length is no triangular number.
     """
@@ -60,11 +62,16 @@ class DenseSkew(AbstractSkewOperator):
     ) -> "DenseSkew":
         """Independent Gaussian entries, rescaled to |W|_2 = `scale`.
 
-        **Arguments:** `n`: number of units, at least 2; `key`: JAX random key; `scale`: the
-        spectral norm, the fastest angular frequency of the linear network, in radians per model
-        time unit; `dtype`: float32 or float64, JAX's default when None.
+        **Arguments:**
 
-        To rounding up to n = 2000 (a dense eigenvalue problem); beyond, by Lanczos, to 1e-6.
+        - `n`: number of units, at least 2.
+        - `key`: JAX random key.
+        - `scale`: the spectral norm, the fastest angular frequency of the linear network, in
+          radians per model time unit.
+        - `dtype`: float32 or float64, JAX's default when None.
+
+        The scale is met to rounding up to n = 2000 (a dense eigenvalue problem), and to 1e-6 by a
+        Lanczos recurrence beyond.
         """
         n = check_size(n, 2, "the only skew matrix of one unit is 0, DenseSkew(jnp.zeros(0))")
         check_key(key)
@@ -76,7 +83,9 @@ class DenseSkew(AbstractSkewOperator):
     def from_matrix(cls, W: Any) -> "DenseSkew":
         """The lower triangle of `W`, eagerly.
 
-        **Arguments:** `W`: shape (n, n), skew to a few rounding errors; integers are promoted.
+        **Arguments:**
+
+        - `W`: shape (n, n), skew to a few rounding errors; integers are promoted.
 
         **Raises:** ValueError when `W` is not square, finite and skew, TypeError when not real.
         """

@@ -20,8 +20,10 @@ class FormedSkew(AbstractSkewOperator):
     keeps that operator's colouring. Its leaf is all of W, so a gradient step on it need not be
     skew: train the operator it came from.
 
-    **Arguments:** `matrix`: W, shape (n, n), skew (unchecked: use `from_matrix` to check);
-    `classes`: the colouring, one class per unit when None.
+    **Arguments:**
+
+    - `matrix`: W, shape (n, n), skew (unchecked: use `from_matrix` to check).
+    - `classes`: the colouring, one class per unit when None.
     """
 
     matrix: Float[Array, "n n"]

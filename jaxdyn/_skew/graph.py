@@ -54,30 +54,57 @@ class Pattern:
         return tuple(_as_slice(units) for units in np.split(order, np.cumsum(counts)[:-1]))
 
     @ft.cached_property
-    def ports(self) -> tuple[tuple[np.ndarray, ...], ...]:
-        """For each class: entries, places in the class and targets, below and above the diagonal.
+    def product(self) -> "Plan":
+        """How to form W x. Entry k is the k-th below the diagonal, entry nnz + k its mirror."""
+        return self._plan(slice(None), np.arange(self.size))
 
-        Six index arrays (lower entries, sources, rows; upper entries, sources, columns).
-        """
-        place = np.zeros(self.size, np.int32)
+    @ft.cached_property
+    def class_products(self) -> "tuple[Plan, ...]":
+        """How to form W[:, class] g, for each class."""
+        place = np.zeros(self.size, np.int64)
         for units in self.classes:
-            members = np.arange(self.size, dtype=np.int32)[units]
-            place[members] = np.arange(members.size, dtype=np.int32)
-        result = []
-        for c in range(len(self.classes)):
-            lower = np.flatnonzero(self.colors[self.cols] == c).astype(np.int32)
-            upper = np.flatnonzero(self.colors[self.rows] == c).astype(np.int32)
-            result.append(
-                (
-                    lower,
-                    place[self.cols[lower]],
-                    self.rows[lower],
-                    upper,
-                    place[self.rows[upper]],
-                    self.cols[upper],
-                )
-            )
-        return tuple(result)
+            members = np.arange(self.size)[units]
+            place[members] = np.arange(members.size)
+        sources = np.concatenate([self.cols, self.rows])
+        return tuple(
+            self._plan(np.flatnonzero(self.colors[sources] == c), place)
+            for c in range(len(self.classes))
+        )
+
+    def _plan(self, chosen: "slice | np.ndarray", place: np.ndarray) -> "Plan":
+        targets = np.concatenate([self.rows, self.cols])[chosen]
+        sources = place[np.concatenate([self.cols, self.rows])[chosen]]
+        entries = np.arange(2 * self.rows.size)[chosen]
+        order = np.argsort(targets, kind="stable")
+        return Plan(self.size, 2 * self.rows.size, targets[order], sources[order], entries[order])
+
+
+class Plan:
+    """y[target] += entry * x[source] for a list of triples that is sorted by target.
+
+    `rounds`, where there is one, does the same by gathers only: round d holds the d-th source and
+    entry of every unit, and the entry after the last (a zero) where a unit has no more. In a
+    batch that is up to 50 times faster on a CPU than a scatter (512 units, 256 trajectories).
+    """
+
+    def __init__(
+        self, size: int, zero: int, targets: np.ndarray, sources: np.ndarray, entries: np.ndarray
+    ):
+        self.targets = targets.astype(np.int32)
+        self.sources = sources.astype(np.int32)
+        self.entries = entries.astype(np.int32)
+        self.rounds: tuple[tuple[np.ndarray, np.ndarray], ...] | None = None
+        degree = np.bincount(targets, minlength=size)
+        depth = int(degree.max())
+        # Beyond: mostly padding, or indices that outgrow the cache, where one scatter wins.
+        padded = size * depth
+        if depth <= 64 and padded <= 1_000_000 and (depth <= 16 or padded <= 8 * targets.size):
+            turn = np.arange(targets.size) - (np.cumsum(degree) - degree)[targets]
+            source = np.zeros((depth, size), np.int32)
+            entry = np.full((depth, size), zero, np.int32)
+            source[turn, targets] = sources
+            entry[turn, targets] = entries
+            self.rounds = tuple(zip(source, entry, strict=True))
 
 
 def _breadth_first(starts: list[int], neighbours: list[int]) -> list[int]:

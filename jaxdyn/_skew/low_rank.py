@@ -19,7 +19,9 @@ class LowRankSkew(AbstractSkewOperator):
 
     W x costs 4 n r multiplications, and ker W has at least n - 2 r dimensions: as many Casimirs.
 
-    **Arguments:** `left`: U, `right`: V, both shape (n, r); U V^T is per model time unit.
+    **Arguments:**
+
+    - `left`: U, `right`: V, both shape (n, r); U V^T is per model time unit.
 
     **Raises:** ValueError when the shapes differ, TypeError when the dtypes do.
     """
@@ -101,7 +103,8 @@ class LowRankSkew(AbstractSkewOperator):
         return jnp.concatenate([rows, outside])
 
     def _materialise(self) -> AbstractSkewOperator:
-        return FormedSkew(self.as_matrix()) if 4 * self.rank >= self.size else self
+        formed = self.size <= 16 or 4 * self.rank >= self.size
+        return FormedSkew(self.as_matrix()) if formed else self
 
     @classmethod
     def random(
@@ -115,9 +118,13 @@ class LowRankSkew(AbstractSkewOperator):
     ) -> "LowRankSkew":
         """Independent Gaussian U and V, rescaled to |W|_2 = `scale`.
 
-        **Arguments:** `n`: number of units, at least 2; `key`: JAX random key; `scale`: the
-        spectral norm, in radians per model time unit; `dtype`: float32 or float64, JAX's default
-        when None; `rank`: r, 1 <= r <= n // 2, min(4, n // 2) when None.
+        **Arguments:**
+
+        - `n`: number of units, at least 2.
+        - `key`: JAX random key.
+        - `scale`: the spectral norm, in radians per model time unit.
+        - `dtype`: float32 or float64, JAX's default when None.
+        - `rank`: r, 1 <= r <= n // 2, min(4, n // 2) when None.
         """
         n = check_size(n, 2, "the only skew matrix of one unit is 0")
         check_key(key)
@@ -133,8 +140,10 @@ class LowRankSkew(AbstractSkewOperator):
     def from_matrix(cls, W: Any, *, rank: int | None = None) -> "LowRankSkew":
         """The real Schur form of `W`, eagerly, in float64: U and V its columns times sqrt(w_k).
 
-        **Arguments:** `W`: shape (n, n), skew to a few rounding errors; integers are promoted;
-        `rank`: r; None takes as many as there are frequencies above n eps |W|_2, at least one.
+        **Arguments:**
+
+        - `W`: shape (n, n), skew to a few rounding errors; integers are promoted.
+        - `rank`: r; None takes as many as there are frequencies above n eps |W|_2, at least one.
 
         **Returns:** an operator whose matrix is `W` to about n eps |W|_2.
 

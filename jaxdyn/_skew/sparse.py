@@ -1,38 +1,33 @@
 from typing import Any
 
 import equinox as eqx
+import jax.lax as lax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._types import RealScalar
+from .._types import RealScalar, is_traced
 from .base import AbstractSkewOperator
-from .checks import (
-    check_key,
-    check_scale,
-    check_size,
-    float_dtype,
-    free_entries,
-    is_traced,
-    skew_matrix,
-)
+from .checks import check_key, check_scale, check_size, float_dtype, free_entries, skew_matrix
 from .coloring import Coloring
 from .formed import FormedSkew
-from .graph import Pattern
+from .graph import Pattern, Plan
 from .norm import operator_norm, rescaled
-
-_MATRIX_LIMIT = 128
 
 
 class SparseSkew(AbstractSkewOperator):
     """A network with few couplings: W_ij = v, W_ji = -v at the given positions, 0 elsewhere.
 
-    W x costs 4 multiplications and additions for each position. The colouring is greedy: as many
-    stages of a splitting step as it has classes, two if the graph is bipartite.
+    W x costs 2 multiplications for each position. A splitting step has as many stages as the graph
+    of the positions has classes in a greedy colouring: two when it is bipartite.
 
-    **Arguments:** `values`: v, shape (k,), per model time unit; `rows`, `cols`: integer positions,
-    shape (k,), row > col, in row-major order, none twice (not trained, not traced); `size`: n.
+    **Arguments:**
+
+    - `values`: v, shape (k,), per model time unit.
+    - `rows`, `cols`: integer positions, shape (k,), row > col, in row-major order, none twice (not
+      trained, not traced).
+    - `size`: the number of units n.
 
     **Raises:** ValueError or TypeError when the positions are not of this kind.
     """
@@ -64,9 +59,7 @@ class SparseSkew(AbstractSkewOperator):
         return self.pattern.cols
 
     def _mv(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
-        rows, cols = self.pattern.rows, self.pattern.cols
-        y = _added(jnp.zeros_like(x), rows, self.values * _taken(x, cols))
-        return _added(y, cols, -self.values * _taken(x, rows))
+        return self._product(self.pattern.product, x)
 
     def as_matrix(self) -> Float[Array, "n n"]:
         M = jnp.zeros((self.size, self.size), self.dtype)
@@ -82,15 +75,31 @@ class SparseSkew(AbstractSkewOperator):
     def _color_mv(
         self, c: int, units: "slice | np.ndarray", g: Float[Array, " k"]
     ) -> Float[Array, " n"]:
-        lower, lower_source, rows, upper, upper_source, cols = self.pattern.ports[c]
-        y = jnp.zeros(self.size, g.dtype)
-        y = _added(y, rows, _taken(self.values, lower) * _taken(g, lower_source))
-        return _added(y, cols, -_taken(self.values, upper) * _taken(g, upper_source))
+        # Else what is added to this is computed anew in each round of the next class.
+        return lax.optimization_barrier(self._product(self.pattern.class_products[c], g))
+
+    def _product(self, plan: Plan, x: Float[Array, " k"]) -> Float[Array, " n"]:
+        v = self.values
+        signed = jnp.concatenate([v, -v, jnp.zeros(1, v.dtype)])
+        y = jnp.zeros(self.size, v.dtype)
+        if plan.rounds is None:
+            terms = _taken(signed, plan.entries) * _taken(x, plan.sources)
+            return y.at[plan.targets].add(terms, indices_are_sorted=True, mode="promise_in_bounds")
+        # Else XLA computes whatever made x anew in each round (10 times slower for tanh).
+        x = lax.optimization_barrier(x)
+        for sources, entries in plan.rounds:
+            y = y + _taken(signed, entries) * _taken(x, sources)
+        return y
 
     def _materialise(self) -> AbstractSkewOperator:
-        if self.size > _MATRIX_LIMIT:
-            return self
-        return FormedSkew(self.as_matrix(), Coloring(self.coloring()))
+        # Measured in a batch on a CPU: gathers lose to the matrix when it is small or quite full,
+        # a scatter does as long as the matrix fits.
+        rounds = self.pattern.product.rounds
+        if rounds is None:
+            formed = self.size <= 2000
+        else:
+            formed = self.size <= 64 or 4 * len(rounds) >= self.size
+        return FormedSkew(self.as_matrix(), Coloring(self.coloring())) if formed else self
 
     @classmethod
     def random(
@@ -106,13 +115,19 @@ class SparseSkew(AbstractSkewOperator):
     ) -> "SparseSkew":
         """Independent Gaussian entries at random or given positions, rescaled to |W|_2 = `scale`.
 
-        **Arguments:** `n`: number of units, at least 2; `key`: JAX random key; `scale`: the
-        spectral norm, in radians per model time unit; `dtype`: float32 or float64, JAX's default
-        when None; `degree`: the mean number of partners of a unit, 0 < degree < n; the
-        n degree / 2 pairs are drawn uniformly; `rows`, `cols`: the positions instead of `degree`.
-        Under jit or vmap over `key` they must be given, as positions are static.
+        **Arguments:**
 
-        To rounding up to n = 2000 (a dense eigenvalue problem); beyond, by Lanczos, to 1e-6.
+        - `n`: number of units, at least 2.
+        - `key`: JAX random key.
+        - `scale`: the spectral norm, in radians per model time unit.
+        - `dtype`: float32 or float64, JAX's default when None.
+        - `degree`: the mean number of partners of a unit, 0 < degree < n; the n degree / 2 pairs
+          are drawn uniformly.
+        - `rows`, `cols`: the positions instead of `degree`. Under jit or vmap over `key` they must
+          be given, as positions are static.
+
+        The scale is met to rounding up to n = 2000 (a dense eigenvalue problem), and to 1e-6 by a
+        Lanczos recurrence beyond.
         """
         n = check_size(n, 2, "the only skew matrix of one unit is 0")
         check_key(key)
@@ -131,7 +146,9 @@ class SparseSkew(AbstractSkewOperator):
     def from_matrix(cls, W: Any) -> "SparseSkew":
         """The nonzero entries of `W`, eagerly.
 
-        **Arguments:** `W`: shape (n, n), skew to a few rounding errors; integers are promoted.
+        **Arguments:**
+
+        - `W`: shape (n, n), skew to a few rounding errors; integers are promoted.
 
         **Raises:** ValueError when `W` is not square, finite and skew, TypeError when not real.
         """
@@ -198,7 +215,3 @@ def _random_pairs(n: int, degree: Any, key: Array) -> tuple[np.ndarray, np.ndarr
 
 def _taken(x: Float[Array, " k"], index: np.ndarray) -> Float[Array, " m"]:
     return x.at[index].get(mode="promise_in_bounds")
-
-
-def _added(y: Float[Array, " n"], index: np.ndarray, x: Float[Array, " m"]) -> Float[Array, " n"]:
-    return y.at[index].add(x, mode="promise_in_bounds")

@@ -26,8 +26,11 @@ class SpectralSkew(AbstractSkewOperator):
     V = (v_1 / |v_1|, ...) and T the strict upper triangle of V^T V plus 1/2 (Joffrain, Low,
     Quintana-Orti, van de Geijn and Van Zee 2006, ACM TOMS 32, 169).
 
-    **Arguments:** `omega`: the angular frequencies w_k of either sign, shape (n // 2,), in radians
-    per model time unit; `vectors`: v_j as rows, shape (k, n).
+    **Arguments:**
+
+    - `omega`: the angular frequencies w_k of either sign, shape (n // 2,), in radians per model
+      time unit.
+    - `vectors`: v_j as rows, shape (m, n), m = 0 upwards.
 
     **Raises:** ValueError when the two shapes do not fit.
     """
@@ -106,8 +109,9 @@ class SpectralSkew(AbstractSkewOperator):
         return jnp.asarray(Q[:, columns].T)
 
     def _materialise(self) -> AbstractSkewOperator:
-        # Four products with (n, m) vectors against one with (n, n).
-        return FormedSkew(self.as_matrix()) if 4 * self.vectors.shape[0] >= self.size else self
+        # Four products with (n, m) vectors against one with (n, n); triangular solves are slow.
+        formed = self.size <= 2000 or 4 * self.vectors.shape[0] >= self.size
+        return FormedSkew(self.as_matrix()) if formed else self
 
     @classmethod
     def random(
@@ -124,10 +128,13 @@ class SpectralSkew(AbstractSkewOperator):
         The vectors are those of the QR decomposition of a Gaussian matrix (Stewart 1980, SIAM J.
         Numer. Anal. 17, 403).
 
-        **Arguments:** `n`: number of units, at least 2; `key`: JAX random key; `scale`: the
-        spectral norm max |w_k|, in radians per model time unit, 1 when None; `dtype`: float32 or
-        float64, JAX's default when None; `frequencies`: shape (n // 2,), the w_k instead of
-        `scale`.
+        **Arguments:**
+
+        - `n`: number of units, at least 2.
+        - `key`: JAX random key.
+        - `scale`: the spectral norm max |w_k|, in radians per model time unit, 1 when None.
+        - `dtype`: float32 or float64, JAX's default when None.
+        - `frequencies`: shape (n // 2,), the |w_k| themselves, instead of `scale`.
 
         **Raises:** ValueError for both `scale` and `frequencies`.
         """
@@ -135,16 +142,24 @@ class SpectralSkew(AbstractSkewOperator):
         check_key(key)
         key_omega, key_vectors = jr.split(key)
         omega = random_frequencies(n, key_omega, scale, dtype, frequencies)
-        columns = jnp.triu(jr.normal(key_vectors, (n - 1, n), omega.dtype))
-        diagonal = jnp.diagonal(columns)
-        lengths = jnp.where(diagonal >= 0, 1.0, -1.0) * jnp.linalg.norm(columns, axis=1)
-        return cls(omega, columns + jnp.eye(n - 1, n, dtype=omega.dtype) * lengths[:, None])
+        rows = jnp.triu(jr.normal(key_vectors, (n, n), omega.dtype))
+        # The frame is that of a triangle with a positive diagonal: Q times these signs, which
+        # the frequencies take over.
+        signs = jnp.where(jnp.diagonal(rows) >= 0, 1.0, -1.0).astype(omega.dtype)
+        m = 2 * omega.size
+        lengths = signs * jnp.linalg.norm(rows, axis=1)
+        vectors = (rows + jnp.diag(lengths))[: n - 1]
+        # All reflections flip their sign but the last unit's, which has none.
+        signs = jnp.concatenate([-signs[:-1], signs[-1:]])
+        return cls(omega * signs[:m:2] * signs[1:m:2], vectors)
 
     @classmethod
     def from_matrix(cls, W: Any) -> "SpectralSkew":
         """The real Schur form of `W`, eagerly, in float64.
 
-        **Arguments:** `W`: shape (n, n), skew to a few rounding errors; integers are promoted.
+        **Arguments:**
+
+        - `W`: shape (n, n), skew to a few rounding errors; integers are promoted.
 
         **Returns:** an operator with n - 1 vectors whose matrix is `W` to about n eps |W|_2.
 

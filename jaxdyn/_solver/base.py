@@ -1,6 +1,6 @@
 import abc
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import diffrax
 import equinox as eqx
@@ -10,7 +10,7 @@ from diffrax._term import WrapTerm  # not exported; diffeqsolve wraps every term
 from jaxtyping import Array, Bool, Float
 
 from .._cell import AbstractCell
-from .._types import Args, RealScalar
+from .._types import Args
 
 
 class AbstractCellSolver(diffrax.AbstractSolver[None]):
@@ -66,10 +66,9 @@ class AbstractCellSolver(diffrax.AbstractSolver[None]):
         y1 = self.advance(cell, t, dt, y0, args)
         # Only evaluated when something is interpolated: otherwise nothing reads it.
         dense_info = dict(y0=y0, y1=y1, k0=dt * cell(t, y0, args), k1=dt * cell(t + dt, y1, args))
+        failure: Any = diffrax.RESULTS.nonlinear_divergence
         result = diffrax.RESULTS.where(
-            jnp.asarray(self.converged(y1)),
-            diffrax.RESULTS.successful,
-            diffrax.RESULTS.nonlinear_divergence,
+            jnp.asarray(self.converged(y1)), diffrax.RESULTS.successful, failure
         )
         return y1, None, dense_info, None, result
 
@@ -82,7 +81,7 @@ def materialise(cell: AbstractCell) -> AbstractCell:
     return eqx.tree_at(lambda c: c.operator, cell, lx.materialise(cell.operator))
 
 
-def unwrap(terms, solver: diffrax.AbstractSolver) -> tuple[AbstractCell, RealScalar]:
+def unwrap(terms, solver: diffrax.AbstractSolver) -> tuple[AbstractCell, Any]:
     """The cell inside diffrax's WrapTerm(ODETerm(cell)), and the direction of time."""
     direction = 1
     term = terms

@@ -63,4 +63,4 @@ class ExactLinear(AbstractCellSolver):
         flow = cell if isinstance(cell, _Propagator) else self.prepare(cell, dt)
         x1 = flow.propagator @ x
         drive = flow.cell.drive(t, args)
-        return x1 if drive is None else x1 + flow.forcing @ drive
+        return x1 if drive is None or flow.forcing is None else x1 + flow.forcing @ drive

@@ -143,8 +143,9 @@ def gauss_nodes(n=16):
 
 
 NODES, WEIGHTS = gauss_nodes()
-# Between these every s of the list is analytic in a wide neighbourhood, kinks at the ends.
-EDGES = [-2e4, -4e3, -1e3, -400, -100, -40, -20, -10, -6, -4, -3, -2, -1, 0]
+# Between these every s of the list is analytic in a wide neighbourhood, kinks are at the ends, and
+# e^x is resolved where it is not negligible.
+EDGES = [-2e4, -4e3, -1e3, -400, *range(-200, -20, 20), -20, -10, -6, -4, -3, -2, -1, 0]
 EDGES = [*EDGES, *(-e for e in EDGES[-2::-1])]
 
 
@@ -214,7 +215,8 @@ def test_value_potential_derivative_and_discrete_gradient(activation, s, slope, 
     value, potential, derivative, mean = everything(x0, x1)
     x = x1.astype(LD)
     exact = s(x)
-    # Measured over 20,000 segments: value 3.5, potential 6.4, discrete gradient 5.2 at worst.
+    # Worst measured over 20,000 segments, jax 0.12 (0.10): value 3.5 (3.5), potential 6.0 (6.5),
+    # discrete gradient 4.5 (6.0).
     assert errors(value, exact, np.abs(exact), dtype) < 5
     exact = integral(s, np.zeros_like(x), x)
     assert errors(potential, exact, np.abs(exact), dtype) < 8
@@ -242,7 +244,8 @@ def test_derivatives_of_the_discrete_gradient(activation, s, slope, _, dtype):
     long = (np.abs(d) > 1e-3) & (np.abs(a) <= 100) & (np.abs(b) <= 100)
     mean, _ = segment_mean(activation, s, x0, x1)
     step = np.where(long, d, 1)
-    # Measured: 100 eps in float64 (where a series of tanh takes over), 70 eps in float32.
+    # Measured: 98 eps in float64 (where a series of tanh takes over); in float32 14, and 128 for
+    # softplus, whose value is near 100.
     error = [np.abs(g0 - (mean - s(a)) / step), np.abs(g1 - (s(b) - mean) / step)]
     assert np.max(np.where(long, error, 0)) < 300 * eps
     # Short ones away from kinks: half the slope, to first order in d.

@@ -1,0 +1,165 @@
+"""Pictures of networks: every function draws on an `ax`, makes one when given None, and returns it.
+
+matplotlib is imported when something is drawn, not before. The colours are those of Okabe and Ito
+(Color Universal Design, 2008), which colour-blind readers can tell apart.
+"""
+
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._cell import AbstractCell, PoissonCell, cast
+
+BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+ORANGE, SKY, YELLOW, BLACK = "#E69F00", "#56B4E9", "#F0E442", "#000000"
+COLORS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+GREY = "#8A8A8A"
+
+TIME_LABEL = "time (model units)"
+
+
+def phase_portrait(
+    cell: AbstractCell, sol: Any, units: tuple[int, int] = (0, 1), *, ax: Any = None, **line: Any
+) -> Any:
+    """Orbits in the plane of two units, a dot where each one starts.
+
+    **Arguments:**
+
+    - `cell`: the cell that was integrated.
+    - `sol`: what `simulate` returned, or states (t, n) or (b, t, n).
+    - `units`: which two units span the plane.
+    - `ax`: matplotlib axes, or None for new ones.
+    - `line`: passed to `ax.plot`, for instance `color`, `linewidth`, `label` (of the first orbit).
+
+    **Returns:** the axes.
+
+    **Raises:** ValueError when `units` are no units of the cell or `sol` holds no states of it.
+    """
+    ys = _states(cell, sol)
+    if len(units) != 2 or not all(0 <= u < cell.size for u in units):
+        raise ValueError(f"`units` must be two of 0..{cell.size - 1}, got {units!r}.")
+    first, second = units
+    ax = _axes(ax)
+    label = line.pop("label", None)
+    for i, y in enumerate(ys):
+        style = {"color": COLORS[i % len(COLORS)], "linewidth": 1.4} | line
+        (drawn,) = ax.plot(y[:, first], y[:, second], label=label if i == 0 else None, **style)
+        ax.plot(y[0, first], y[0, second], "o", color=drawn.get_color(), markersize=3.5)
+    ax.set_xlabel(rf"$x_{{{first + 1}}}$")
+    ax.set_ylabel(rf"$x_{{{second + 1}}}$")
+    ax.set_aspect("equal", adjustable="datalim")
+    return ax
+
+
+def energy(cell: AbstractCell, ts: Any, sol: Any, *, ax: Any = None, **line: Any) -> Any:
+    r"""The relative error of the energy, $|H(t) - H(0)| / H(0)$, over time on a logarithmic axis.
+
+    H(0) is that of the first saved state. What is exactly 0 is drawn at half the rounding unit.
+
+    **Arguments:** `cell`; `ts`, save times (t,), or None to take those of `sol`; `sol`, what
+    `simulate` returned, or states (t, n) or (b, t, n); `ax`; `line`, passed to `ax.plot`.
+
+    **Returns:** the axes.
+
+    **Raises:** ValueError when the times and the states do not belong together.
+    """
+    ys = _states(cell, sol)
+    if ts is None:
+        if not isinstance(sol, diffrax.Solution):
+            raise ValueError("`ts` may be None only when `sol` is a solution that holds its times.")
+        ts = sol.ts
+    ts = np.asarray(ts)
+    if ts.shape != ys.shape[1:2]:
+        raise ValueError(
+            f"`ts` must have shape ({ys.shape[1]},), one time per saved state; got {ts.shape}."
+        )
+    cell = cast(cell, ys.dtype)
+    h = np.asarray(jax.vmap(jax.vmap(cell.energy))(jnp.asarray(ys)))
+    floor = float(np.finfo(ys.dtype).eps) / 2
+    error = np.abs(h - h[:, :1]) / np.maximum(h[:, :1], np.finfo(ys.dtype).tiny)
+    return _energy_error(ts, np.maximum(error, floor), ax, line)
+
+
+def _energy_error(ts: np.ndarray, error: np.ndarray, ax: Any, line: dict) -> Any:
+    ax = _axes(ax)
+    label = line.pop("label", None)
+    for i, row in enumerate(error):
+        style = {"color": COLORS[i % len(COLORS)], "linewidth": 1.0} | line
+        ax.plot(ts, row, label=label if i == 0 else None, **style)
+    ax.set_yscale("log")
+    ax.set_xlabel(TIME_LABEL)
+    ax.set_ylabel(r"energy error $|H - H_0|\,/\,H_0$")
+    return ax
+
+
+def level_sets(
+    cell: PoissonCell, *, extent: float | int = 3.0, levels: Any = 12, ax: Any = None, **contour: Any
+) -> Any:
+    """Contours of the energy of two units: the curves that orbits follow.
+
+    **Arguments:** `cell`, a PoissonCell of two units; `extent`, the half width of the square that
+    is drawn; `levels`, how many contours or which; `ax`; `contour`, passed to `ax.contour`.
+
+    **Returns:** the axes.
+
+    **Raises:** ValueError for another number of units, or an `extent` that is not positive.
+    """
+    if cell.size != 2:
+        raise ValueError(f"`cell` must have two units to draw its level sets, got {cell.size}.")
+    if not extent > 0:
+        raise ValueError(f"`extent` must be > 0, got {extent!r}.")
+    line = np.linspace(-extent, extent, 201)
+    potential = np.asarray(cell.activation.potential(jnp.asarray(line, jnp.result_type(float))))
+    ax = _axes(ax)
+    style = {"colors": GREY, "linewidths": 0.6, "alpha": 0.7} | contour
+    ax.contour(line, line, potential[None, :] + potential[:, None], levels=levels, **style)
+    ax.set_xlabel("$x_1$")
+    ax.set_ylabel("$x_2$")
+    ax.set_aspect("equal")
+    return ax
+
+
+def spectrum(signal: Any, dt: float | int, *, ax: Any = None, **line: Any) -> Any:
+    """The amplitude spectrum of a sampled signal under a Hann window, on a logarithmic axis.
+
+    **Arguments:** `signal`, samples (t,), at least 4; `dt`, the time between them in model units;
+    `ax`; `line`, passed to `ax.plot`. The frequency axis is angular, as the frequencies of W are.
+
+    **Returns:** the axes.
+
+    **Raises:** ValueError for another shape, values that are not finite, or `dt` not positive.
+    """
+    signal = np.asarray(signal, np.float64)
+    if signal.ndim != 1 or signal.size < 4 or not np.all(np.isfinite(signal)):
+        raise ValueError(f"`signal` must be at least 4 finite samples, got shape {signal.shape}.")
+    if not dt > 0:
+        raise ValueError(f"`dt` must be > 0, got {dt!r}.")
+    window = np.hanning(signal.size)
+    amplitude = 2 * np.abs(np.fft.rfft((signal - signal.mean()) * window)) / window.sum()
+    omega = 2 * np.pi * np.fft.rfftfreq(signal.size, dt)
+    ax = _axes(ax)
+    ax.semilogy(omega, amplitude, **({"color": BLUE, "linewidth": 1.0} | line))
+    ax.set_xlabel("angular frequency (rad per time unit)")
+    ax.set_ylabel("amplitude")
+    return ax
+
+
+def _states(cell: AbstractCell, sol: Any) -> np.ndarray:
+    ys = np.asarray(sol.ys if isinstance(sol, diffrax.Solution) else sol)
+    if ys.ndim not in (2, 3) or ys.shape[-1] != cell.size or ys.dtype.kind != "f":
+        raise ValueError(
+            f"`sol` must hold states (t, {cell.size}) or (b, t, {cell.size}) of the cell; got "
+            f"shape {ys.shape}, dtype {ys.dtype}."
+        )
+    return ys if ys.ndim == 3 else ys[None]
+
+
+def _axes(ax: Any) -> Any:
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(4.8, 3.6), layout="constrained")[1]
