@@ -36,7 +36,6 @@ from ._invariants import casimir_drift as casimir_drift
 from ._invariants import energy_drift as energy_drift
 from ._invariants import poisson_defect as poisson_defect
 from ._invariants import reversibility_error as reversibility_error
-from ._simulate import RESULTS as RESULTS
 from ._simulate import simulate as simulate
 from ._skew import AbstractSkewOperator as AbstractSkewOperator
 from ._skew import BandedSkew as BandedSkew

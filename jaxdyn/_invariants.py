@@ -14,9 +14,7 @@ from ._solver import AbstractCellSolver
 from ._types import Args, RealScalar, is_traced
 
 
-def energy_drift(
-    cell: AbstractCell, x0: Any, sol: diffrax.Solution | Float[Array, "..."]
-) -> Float[Array, "*b"]:
+def energy_drift(cell: AbstractCell, x0: Any, sol: Any) -> Float[Array, "*b"]:
     """The worst relative error of the energy over what was saved, max |H - H0| / max(|H0|, tiny).
 
     **Arguments:**
@@ -25,7 +23,7 @@ def energy_drift(
     - `x0`: its initial states, (n,) or (b, n).
     - `sol`: what `simulate` returned, or its `.ys`: states (t, n) or (b, t, n).
 
-    **Returns:** one number per trajectory, () or (b,); NaN or infinite where the solve failed.
+    **Returns:** one number per trajectory, () or (b,); NaN where the solve failed.
 
     **Raises:** TypeError or ValueError that names the argument, such as `sol` when it does not hold
     states of `x0`'s trajectories.
@@ -37,9 +35,7 @@ def energy_drift(
     return error / jnp.maximum(jnp.abs(h0), jnp.finfo(h0.dtype).tiny)
 
 
-def casimir_drift(
-    cell: AbstractCell, x0: Any, sol: diffrax.Solution | Float[Array, "..."]
-) -> Float[Array, "*b"]:
+def casimir_drift(cell: AbstractCell, x0: Any, sol: Any) -> Float[Array, "*b"]:
     """The worst change of a linear invariant c.x over what was saved, in units of the state.
 
     The rows c are an orthonormal basis of ker W; 0 where W has no kernel. Needs concrete W.
@@ -180,4 +176,8 @@ def _states(cell: AbstractCell, x0: Any, sol: Any) -> tuple[AbstractCell, Array,
         # diffrax fills the places of steps that were not taken with infinity.
         unused = jnp.broadcast_to(jnp.isinf(sol.ts), ys.shape[:-1])
         ys = jnp.where(unused[..., None], x0[..., None, :], ys)
+        failed = (sol.result != diffrax.RESULTS.successful) & (
+            sol.result != diffrax.RESULTS.event_occurred
+        )
+        ys = jnp.where(failed[..., None, None], jnp.nan, ys)
     return cast(cell, ys.dtype), x0, ys

@@ -96,7 +96,12 @@ def _energy_error(ts: np.ndarray, error: np.ndarray, ax: Any, line: dict) -> Any
 
 
 def level_sets(
-    cell: PoissonCell, *, extent: float | int = 3.0, levels: Any = 12, ax: Any = None, **contour: Any
+    cell: PoissonCell,
+    *,
+    extent: float | int = 3.0,
+    levels: Any = 12,
+    ax: Any = None,
+    **contour: Any,
 ) -> Any:
     """Contours of the energy of two units: the curves that orbits follow.
 

@@ -138,7 +138,7 @@ def test_adaptive_dense_and_events():
 
     event = diffrax.Event(lambda t, y, args, **kwargs: y[0], optx.Newton(1e-12, 1e-12))
     hit = jd.simulate(CELL, X0, event=event, **options)
-    crossed = hit.result == jd.RESULTS.event_occurred
+    crossed = hit.result == diffrax.RESULTS.event_occurred
     assert bool(jnp.any(crossed))
     assert hit.ts.shape == (B, 1)
     np.testing.assert_allclose(hit.ys[crossed, 0, 0], 0.0, atol=1e-9)
@@ -235,7 +235,7 @@ def test_failure_is_reported_per_trajectory():
     x = jnp.stack([jnp.zeros(N), jnp.ones(N)])
     options = dict(n_steps=2000, dt=10.0, solver=diffrax.Euler())
     sol = jd.simulate(cell, x, throw=False, **options)
-    assert (sol.result == jd.RESULTS.successful).tolist() == [True, False]
+    assert (sol.result == diffrax.RESULTS.successful).tolist() == [True, False]
     with pytest.raises(Exception, match="infinite or NaN"):
         jd.simulate(cell, x, **options)
 
@@ -248,3 +248,26 @@ def test_default_solver():
         np.testing.assert_array_equal(
             default, jd.simulate(cell, x, t1=1.0, dt=0.1, solver=solver).ys
         )
+
+
+@pytest.mark.core
+def test_results_are_diffrax_results():
+    sol = jd.simulate(CELL, X0[0], t1=1.0, dt=0.1)
+    assert sol.result == diffrax.RESULTS.successful
+    assert diffrax.is_successful(sol.result)
+    assert int(sol.stats["num_steps"]) == 10
+    short = jd.simulate(CELL, X0, t1=100.0, dt=0.1, saveat=SaveAt(ts=[0.5]))
+    assert short.stats["num_steps"].tolist() == [5] * B  # nothing after the last save
+
+
+def test_implicit_diffrax_solver_at_fixed_steps():
+    got = jd.simulate(CELL, X0, t1=1.0, dt=0.1, solver=diffrax.Kvaerno5()).ys
+    want = jd.simulate(CELL, X0, t1=1.0, dt=0.1, solver=jd.Taylor(12)).ys
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+
+
+def test_drift_of_a_failed_solve_is_nan():
+    options = dict(saveat=SaveAt(steps=True), throw=False, max_steps=5, solver=diffrax.Tsit5())
+    controller = diffrax.PIDController(rtol=1e-8, atol=1e-8)
+    sol = jd.simulate(CELL, X0, t1=100.0, dt=0.1, stepsize_controller=controller, **options)
+    assert jnp.all(jnp.isnan(jd.energy_drift(CELL, X0, sol)))

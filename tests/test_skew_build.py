@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+import scipy.linalg
 
 import jaxdyn as jd
 
@@ -25,43 +26,59 @@ each_class = pytest.mark.parametrize("cls", CLASSES)
 PAIR = np.array([[0.0, 1.5], [-1.5, 0.0]])
 
 
-def norm(op):
-    return np.linalg.norm(np.asarray(op.as_matrix(), np.float64), 2)
-
-
 @pytest.mark.core
 @each_class
 def test_random_has_the_norm_asked_for(cls):
-    op = cls.random(6, key=KEY, scale=2.5)
-    assert op.size == 6 and op.dtype == np.float64
+    """Drawn under jit and vmap: a stack of operators, each what its own key draws alone."""
+    positions = {}
+    if cls is jd.SparseSkew:  # static, so drawn outside
+        pattern = cls.random(6, key=KEY)
+        positions = dict(rows=pattern.rows, cols=pattern.cols)
+    keys = jnp.stack([KEY, KEY, jr.key(1), KEY])
+    scales = jnp.array([2.5, 2.5, 0.7, 0.0])
+    x = jnp.arange(6.0)
+
+    @eqx.filter_jit
+    @eqx.filter_vmap
+    def draw(key, scale):
+        op = cls.random(6, key=key, scale=scale, **positions)
+        return op, op.as_matrix(), op.mv(x)
+
+    stacked, matrices, products = draw(keys, scales)
+    assert stacked.size == 6 and stacked.dtype == np.float64
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(stacked)} == {4}
     # n eps for the eigenvalue solver, a few more for the products of some structures.
-    np.testing.assert_allclose(norm(op), 2.5, rtol=30 * EPS)
-    again = cls.random(6, key=KEY, scale=2.5)
-    np.testing.assert_array_equal(again.as_matrix(), op.as_matrix())
-    other = cls.random(6, key=jr.key(1), scale=2.5)
-    assert np.abs(other.as_matrix() - op.as_matrix()).max() > 0.1
-    single = cls.random(6, key=KEY, scale=jnp.float32(2.5), dtype=jnp.float32)
-    assert single.dtype == np.float32
-    np.testing.assert_allclose(norm(single), 2.5, rtol=1e-6)
-    np.testing.assert_array_equal(cls.random(6, key=KEY, scale=0).as_matrix(), np.zeros((6, 6)))
+    norms = np.linalg.norm(matrices, 2, axis=(1, 2))
+    np.testing.assert_allclose(norms, scales, rtol=30 * EPS)
+    np.testing.assert_array_equal(matrices[0], matrices[1])
+    assert np.abs(matrices[0] / 2.5 - matrices[2] / 0.7).max() > 0.1
+    np.testing.assert_allclose(products, np.asarray(matrices) @ x, atol=200 * EPS)
+
+    @eqx.filter_jit
+    def single(scale):
+        op = cls.random(6, key=KEY, scale=scale, dtype=jnp.float32, **positions)
+        return op, op.as_matrix()
+
+    op, matrix = single(jnp.float64(2.5))
+    assert op.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(np.asarray(matrix, float), 2), 2.5, rtol=1e-6)
 
 
 def test_random_options():
     omega = jnp.array([0.3, -2.0, 0.7])
     np.testing.assert_array_equal(jd.BlockSkew.random(6, key=KEY, frequencies=omega).omega, omega)
-    for n in (6, 7):
-        op = jd.SpectralSkew.random(n, key=KEY, frequencies=omega)
-        np.testing.assert_allclose(np.linalg.norm(op.as_matrix(), 2), 2.0, rtol=1e-14)
-        np.testing.assert_array_equal(op.frequencies(), [0.3, 0.7, 2.0])
-    assert jd.BipartiteSkew.random(7, key=KEY).coupling.shape == (4, 3)
-    assert jd.BipartiteSkew.random(7, key=KEY, split=1).coupling.shape == (1, 6)
-    assert jd.LowRankSkew.random(5, key=KEY).rank == 2
-    assert jd.LowRankSkew.random(30, key=KEY).rank == 4
-    assert jd.BandedSkew.random(5, key=KEY, bandwidth=4).bandwidth == 4
+    op = jd.SpectralSkew.random(7, key=KEY, frequencies=omega)
+    np.testing.assert_array_equal(op.frequencies(), [0.3, 0.7, 2.0])
+    shape = jax.eval_shape
+    assert shape(lambda: jd.BipartiteSkew.random(7, key=KEY)).coupling.shape == (4, 3)
+    assert shape(lambda: jd.BipartiteSkew.random(7, key=KEY, split=1)).coupling.shape == (1, 6)
+    assert shape(lambda: jd.LowRankSkew.random(5, key=KEY)).rank == 2
+    assert shape(lambda: jd.LowRankSkew.random(30, key=KEY)).rank == 4
+    assert shape(lambda: jd.BandedSkew.random(5, key=KEY, bandwidth=4)).bandwidth == 4
     assert jd.SparseSkew.random(20, key=KEY, degree=3).values.size == 30
     assert jd.SparseSkew.random(6, key=KEY, degree=5).values.size == 15
-    sparse = jd.SparseSkew.random(5, key=KEY, rows=[2, 4], cols=[0, 1])
-    assert sparse.rows.tolist() == [2, 4] and sparse.cols.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="give `rows`"):
+        eqx.filter_jit(jd.SparseSkew.random)(5, key=KEY)
 
 
 def test_random_frames_are_uniform():
@@ -84,32 +101,48 @@ def banded_matrix():
     return np.diag([1.0, 2.0, 3.0, 4.0], 1) - np.diag([1.0, 2.0, 3.0, 4.0], -1)
 
 
+def example(cls):
+    """A matrix of six units that `cls` holds."""
+    rng = np.random.default_rng(3)
+    W = np.tril(rng.normal(size=(6, 6)), -1)
+    if cls is jd.BipartiteSkew:
+        W[:2, :2] = W[2:, 2:] = 0
+    elif cls is jd.BlockSkew:
+        W *= np.diag([1, 0, 1, 0, 1], -1)
+    elif cls is jd.BandedSkew:
+        W = np.triu(W, -3)
+    elif cls is jd.CirculantSkew:
+        W = np.tril(scipy.linalg.circulant([0.0, 1.5, -0.4, 0.0, 0.4, -1.5]), -1)
+    elif cls is jd.SparseSkew:
+        W[np.abs(W) < 0.5] = 0
+    elif cls is jd.LowRankSkew:
+        u, v = rng.normal(size=(2, 6, 2))
+        W = np.tril(u @ v.T - v @ u.T, -1)
+    return W - W.T
+
+
 @pytest.mark.core
 @each_class
 def test_from_matrix_inverts_as_matrix(cls):
-    op = cls.random(6, key=KEY)
-    W = op.as_matrix()
-    back = cls.from_matrix(W)
+    W = example(cls)
+    back = cls.from_matrix(W).as_matrix()
     if cls in (jd.SpectralSkew, jd.LowRankSkew):  # through eigenvectors, n eps |W|
-        np.testing.assert_allclose(back.as_matrix(), W, atol=20 * EPS)
+        np.testing.assert_allclose(back, W, atol=100 * EPS)
     else:
-        np.testing.assert_array_equal(back.as_matrix(), W)
-    from_single = cls.from_matrix(np.asarray(W, np.float32))
-    assert from_single.dtype == np.float32
-    np.testing.assert_allclose(from_single.as_matrix(), W, atol=1e-6)
-    W = (
-        np.zeros((4, 4), int)
-        if cls is jd.CirculantSkew
-        else np.kron(np.eye(2, dtype=int), PAIR * 2)
+        np.testing.assert_array_equal(back, W)
+    single = cls.from_matrix(W.astype(np.float32))
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single.as_matrix(), W, atol=5e-6)
+    whole = (
+        [[0, 3], [-3, 0]] if cls is not jd.CirculantSkew else [[0, -3, 3], [3, 0, -3], [-3, 3, 0]]
     )
-    if cls is jd.BipartiteSkew:
-        W = W[[0, 2, 1, 3]][:, [0, 2, 1, 3]]
-    from_integers = cls.from_matrix(W.astype(int).tolist())
-    np.testing.assert_allclose(from_integers.as_matrix(), W, atol=20 * EPS)
+    from_integers = cls.from_matrix(whole)
+    assert from_integers.dtype == np.float64
+    np.testing.assert_allclose(from_integers.as_matrix(), whole, atol=20 * EPS)
 
 
 def test_from_matrix_takes_rounding():
-    W = np.asarray(jd.DenseSkew.random(6, key=KEY).as_matrix())
+    W = example(jd.DenseSkew)
     nudged = W.copy()
     nudged[0, 1] *= 1 + 2 * EPS
     got = jd.DenseSkew.from_matrix(nudged).as_matrix()
@@ -281,7 +314,6 @@ def test_random_refuses(cls, options, error, message):
         (lambda: jd.SparseSkew.random(5, key=KEY, rows=[1]), ValueError, "together"),
         (lambda: jd.SparseSkew.random(5, key=KEY, degree=0), ValueError, "`degree` must be"),
         (lambda: jd.SparseSkew.random(5, key=KEY, degree=5), ValueError, "`degree` must be"),
-        (lambda: eqx.filter_jit(jd.SparseSkew.random)(5, key=KEY), ValueError, "give `rows`"),
     ],
 )  # fmt: skip
 def test_construction_refuses(build, error, message):

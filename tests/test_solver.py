@@ -370,3 +370,23 @@ def test_gradients_against_finite_differences(solver):
     )
     total = sum(jnp.sum(g) for g in jax.tree.leaves(gw))
     assert float((plus - minus) / (2 * eps)) == pytest.approx(float(total), abs=1e-8)
+
+
+def test_many_classes_go_in_blocks():
+    """A W of 40 units with one zero coupling has 39 classes, which would take minutes to unroll."""
+    matrix = np.array(jd.DenseSkew.random(40, key=jr.key(23)).as_matrix())
+    matrix[0, 1] = matrix[1, 0] = 0.0
+    sparse, dense = jd.SparseSkew.from_matrix(matrix), jd.DenseSkew.from_matrix(matrix)
+    x = jr.normal(jr.key(24), (40,))
+    one, other = (
+        march(jd.Strang(), jd.PoissonCell(w, jd.Tanh()), x, jnp.asarray(0.1), 5, None)
+        for w in (sparse, dense)
+    )
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-14)
+
+
+def test_implicit_solvers_refuse_what_does_not_fit():
+    big = jd.PoissonCell(jd.BandedSkew.random(5000, key=jr.key(25), bandwidth=1), jd.Tanh())
+    for solver in IMPLICIT:
+        with pytest.raises(ValueError, match=r"5000 x 5000.*jaxdyn\.Strang"):
+            jd.simulate(big, jnp.ones(5000), t1=1.0, dt=0.1, solver=solver)

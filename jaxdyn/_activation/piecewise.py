@@ -18,6 +18,7 @@ from .numerics import (
     split_mean,
     tanh_mean,
     tanh_relax,
+    where,
 )
 
 
@@ -50,8 +51,8 @@ class Softsign(AbstractActivation):
     def _folded(self, a: Array, b: Array) -> Array:
         d = b - a
         small = d < 0.5 * (1 + a)
-        far = 1 - jnp.log1p(d / (1 + a)) / jnp.where(small, 1, d)
-        return jnp.where(small, gauss_mean(lambda z: z / (1 + z), a, b, 8), far)
+        far = 1 - jnp.log1p(d / (1 + a)) / where(small, 1, d)
+        return where(small, gauss_mean(lambda z: z / (1 + z), a, b, 8), far)
 
 
 class HardTanh(AbstractActivation):
@@ -71,15 +72,15 @@ class HardTanh(AbstractActivation):
 
     def _value(self, x: Array) -> Array:
         a, sign = magnitude(x)
-        return sign * jnp.where(a > 1, 1, a)
+        return sign * where(a > 1, 1, a)
 
     def _potential(self, x: Array) -> Array:
         a, _ = magnitude(x)
-        return jnp.where(a > 1, a - 0.5, 0.5 * a * a)
+        return where(a > 1, a - 0.5, 0.5 * a * a)
 
     def _slope(self, x: Array) -> Array:
         a, _ = magnitude(x)
-        return jnp.where(a > 1, jnp.zeros_like(a), jnp.ones_like(a))
+        return where(a > 1, jnp.zeros_like(a), jnp.ones_like(a))
 
     def _mean(self, x0: Array, x1: Array) -> Array:
         return fold_odd(self._folded, x0, x1)
@@ -87,19 +88,19 @@ class HardTanh(AbstractActivation):
     def _folded(self, a: Array, b: Array) -> Array:
         across = (a < 1) & (b > 1)
         short = 1 - a
-        bent = 1 - 0.5 * short * (short / jnp.where(across, b - a, 1))
-        return jnp.where(across, bent, jnp.where(a < 1, 0.5 * (a + b), 1))
+        bent = 1 - 0.5 * short * (short / where(across, b - a, 1))
+        return where(across, bent, where(a < 1, 0.5 * (a + b), 1))
 
     def _relax(self, x: Array, tau: Array) -> Array:
         # In the coordinate log a for a <= 1 and a - 1 beyond, the flow is a shift by -tau.
         a, sign = magnitude(x)
         inside = a <= 1
         apart = inside & (a > 0)
-        shifted = jnp.where(inside, jnp.log(jnp.where(apart, a, 1)), a - 1) - tau
+        shifted = where(inside, jnp.log(where(apart, a, 1)), a - 1) - tau
         leaves = (shifted > 0) & (apart | ~inside)
-        shrunk = grow(a, jnp.where(leaves, 0, -tau))
-        reached = jnp.exp(jnp.where(inside | leaves, 0, shifted))
-        return sign * jnp.where(leaves, 1 + shifted, jnp.where(inside, shrunk, reached))
+        shrunk = grow(a, where(leaves, 0, -tau))
+        reached = jnp.exp(where(inside | leaves, 0, shifted))
+        return sign * where(leaves, 1 + shifted, where(inside, shrunk, reached))
 
 
 class AsymmetricTanh(AbstractActivation):
@@ -130,19 +131,19 @@ class AsymmetricTanh(AbstractActivation):
 
     def _left(self, x: Array) -> tuple[Array, Array]:
         left = x < 0
-        return left, jnp.where(left, x / self.width, x)
+        return left, where(left, x / self.width, x)
 
     def _value(self, x: Array) -> Array:
         left, z = self._left(x)
-        return jnp.where(left, self.gain, 1) * jnp.tanh(z)
+        return where(left, jnp.asarray(self.gain, x.dtype), 1) * jnp.tanh(z)
 
     def _potential(self, x: Array) -> Array:
         left, z = self._left(x)
-        return jnp.where(left, self.gain * self.width, 1) * log_cosh(z)
+        return where(left, jnp.asarray(self.gain * self.width, x.dtype), 1) * log_cosh(z)
 
     def _slope(self, x: Array) -> Array:
         left, z = self._left(x)
-        return jnp.where(left, self.gain / self.width, 1) * sech_squared(z)
+        return where(left, jnp.asarray(self.gain / self.width, x.dtype), 1) * sech_squared(z)
 
     def _mean(self, x0: Array, x1: Array) -> Array:
         def left(a: Array, b: Array) -> Array:
@@ -152,8 +153,8 @@ class AsymmetricTanh(AbstractActivation):
 
     def _relax(self, x: Array, tau: Array) -> Array:
         left, z = self._left(x)
-        z = tanh_relax(z, jnp.where(left, self.gain / self.width, 1) * tau)
-        return jnp.where(left, self.width, 1) * z
+        z = tanh_relax(z, where(left, jnp.asarray(self.gain / self.width, x.dtype), 1) * tau)
+        return where(left, jnp.asarray(self.width, x.dtype), 1) * z
 
 
 class ELU(AbstractActivation):
@@ -182,16 +183,16 @@ class ELU(AbstractActivation):
 
     def _value(self, x: Array) -> Array:
         left = x < 0
-        return jnp.where(left, self.alpha * jnp.expm1(jnp.where(left, x, 0)), x)
+        return where(left, self.alpha * jnp.expm1(where(left, x, 0)), x)
 
     def _potential(self, x: Array) -> Array:
         left = x < 0
-        z = jnp.where(left, x, 0)
-        return jnp.where(left, z * self._left_mean(z, jnp.zeros_like(z)), 0.5 * x * x)
+        z = where(left, x, 0)
+        return where(left, z * self._left_mean(z, jnp.zeros_like(z)), 0.5 * x * x)
 
     def _slope(self, x: Array) -> Array:
         left = x < 0
-        return jnp.where(left, self.alpha * jnp.exp(jnp.where(left, x, 0)), 1)
+        return where(left, self.alpha * jnp.exp(where(left, x, 0)), 1)
 
     def _mean(self, x0: Array, x1: Array) -> Array:
         return split_mean(self._left_mean, lambda a, b: 0.5 * (a + b), self._potential, x0, x1)
@@ -200,21 +201,21 @@ class ELU(AbstractActivation):
         a, b = ordered(x0, x1)
         d = b - a
         small = d < 1
-        fall = jnp.exp(b) * (-jnp.expm1(-d) / jnp.where(small, 1, d))
-        return self.alpha * jnp.where(small, gauss_mean(jnp.expm1, a, b, 7), fall - 1)
+        fall = jnp.exp(b) * (-jnp.expm1(-d) / where(small, 1, d))
+        return self.alpha * where(small, gauss_mean(jnp.expm1, a, b, 7), fall - 1)
 
     def _relax(self, x: Array, tau: Array) -> Array:
         # On the left e^-x - 1 decays at the rate alpha.
         left = x < 0
-        z = jnp.where(left, -x, 1)
+        z = where(left, -x, 1)
         shift = z - self.alpha * tau
         scale = -jnp.expm1(-z)
         grown = jnp.exp(jnp.minimum(shift, 700.0 if x.dtype == jnp.float64 else 85.0)) * scale
         large = grown > 1e15
-        near = jnp.log1p(jnp.where(large, 1, grown))
-        far = shift + jnp.log(jnp.where(large, scale, 1))
-        right = grow(jnp.where(left, 0, x), -tau)
-        return jnp.where(left, -jnp.where(large, far, near), right)
+        near = jnp.log1p(where(large, 1, grown))
+        far = shift + jnp.log(where(large, scale, 1))
+        right = grow(where(left, 0, x), -tau)
+        return where(left, -where(large, far, near), right)
 
 
 class LeakyReLU(AbstractActivation):
@@ -246,7 +247,7 @@ class LeakyReLU(AbstractActivation):
         return 0.5 * x * self._value(x)
 
     def _slope(self, x: Array) -> Array:
-        return jnp.where(x < 0, jnp.asarray(self.slope, x.dtype), jnp.asarray(1, x.dtype))
+        return where(x < 0, jnp.asarray(self.slope, x.dtype), jnp.asarray(1, x.dtype))
 
     def _mean(self, x0: Array, x1: Array) -> Array:
         return split_mean(
@@ -277,13 +278,13 @@ class ReLU(AbstractActivation):
         return True
 
     def _value(self, x: Array) -> Array:
-        return jnp.where(x < 0, 0, x)
+        return where(x < 0, 0, x)
 
     def _potential(self, x: Array) -> Array:
         return 0.5 * self._value(x) * self._value(x)
 
     def _slope(self, x: Array) -> Array:
-        return jnp.where(x < 0, jnp.zeros_like(x), jnp.ones_like(x))
+        return where(x < 0, jnp.zeros_like(x), jnp.ones_like(x))
 
     def _mean(self, x0: Array, x1: Array) -> Array:
         return split_mean(
@@ -310,16 +311,16 @@ class RectifiedTanh(AbstractActivation):
         return True
 
     def _value(self, x: Array) -> Array:
-        return jnp.tanh(jnp.where(x < 0, 0, x))
+        return jnp.tanh(where(x < 0, 0, x))
 
     def _potential(self, x: Array) -> Array:
-        return log_cosh(jnp.where(x < 0, 0, x))
+        return log_cosh(where(x < 0, 0, x))
 
     def _slope(self, x: Array) -> Array:
-        return jnp.where(x < 0, 0, sech_squared(x))
+        return where(x < 0, 0, sech_squared(x))
 
     def _mean(self, x0: Array, x1: Array) -> Array:
         return split_mean(lambda a, b: jnp.zeros_like(a), tanh_mean, self._potential, x0, x1)
 
     def _relax(self, x: Array, tau: Array) -> Array:
-        return jnp.where(x < 0, x, tanh_relax(jnp.where(x < 0, 0, x), tau))
+        return where(x < 0, x, tanh_relax(where(x < 0, 0, x), tau))

@@ -21,6 +21,7 @@ from .numerics import (
     square,
     tanh_mean,
     tanh_relax,
+    where,
 )
 
 Aux = tuple[list[Array], ...]
@@ -135,11 +136,11 @@ class Arctan(AbstractActivation):
         # - log((1 + b^2) / (1 + a^2)) / 2; no term exceeds the result by more than a factor 2.
         d, twice_m = b - a, a + b
         small = d < 0.1 * (1 + a)
-        apart = jnp.where(small, 1, d)
+        apart = where(small, 1, d)
         turn = 0.5 * twice_m * jnp.arctan(d / (1 + a * b))
         growth = 0.5 * jnp.log1p(d * twice_m / (1 + a * a))
         far = 0.5 * (jnp.arctan(a) + jnp.arctan(b)) + (turn - growth) / apart
-        return jnp.where(small, gauss_mean(jnp.arctan, a, b, 5), far)
+        return where(small, gauss_mean(jnp.arctan, a, b, 5), far)
 
     def _series(self, x: list[Array], v: list[Array], aux: Aux) -> Aux:
         k = len(x) - 1
@@ -177,8 +178,8 @@ class Erf(AbstractActivation):
         # S(x) = x - 1 / sqrt(pi) + rest(x): the large parts cancel exactly.
         d = b - a
         small = d < 0.5
-        far = 1 - (self._rest(a) - self._rest(b)) / jnp.where(small, 1, d)
-        return jnp.where(small, gauss_mean(erf, a, b, 7), far)
+        far = 1 - (self._rest(a) - self._rest(b)) / where(small, 1, d)
+        return where(small, gauss_mean(erf, a, b, 7), far)
 
     def _rest(self, x: Array) -> Array:
         return jnp.exp(-x * x) / math.sqrt(math.pi) - x * erfc(x)
@@ -261,7 +262,7 @@ class Sigmoid(AbstractActivation):
         # log1p is kept to positive arguments: XLA's is off by 100 roundings near -0.41.
         a, _ = magnitude(x)
         drop = jnp.expm1(-a)
-        return jnp.where(x < 0, 0, x) - jnp.log1p(-drop / (2 + drop))
+        return where(x < 0, 0, x) - jnp.log1p(-drop / (2 + drop))
 
     def _slope(self, x: Array) -> Array:
         return sigmoid(x) * sigmoid(-x)
@@ -269,29 +270,30 @@ class Sigmoid(AbstractActivation):
     def _mean(self, x0: Array, x1: Array) -> Array:
         # s(x) = 1 - s(-x) brings the midpoint to the left of 0, where the mean is small.
         flip = x0 + x1 > 0
-        a, b = ordered(jnp.where(flip, -x0, x0), jnp.where(flip, -x1, x1))
+        a, b = ordered(where(flip, -x0, x0), where(flip, -x1, x1))
         mean = self._left_mean(a, b)
-        return jnp.where(flip, 1 - mean, mean)
+        return where(flip, 1 - mean, mean)
 
     def _left_mean(self, a: Array, b: Array) -> Array:
         # e^a, and e^b below, stay outside of what is rounded: they may be tiny.
         d, tail = b - a, jnp.exp(a)
         small = d < 0.1
-        short = jnp.where(small, d, 0)
+        short = where(small, d, 0)
         near = tail * gauss_mean(lambda u: 1 / (tail + jnp.exp(-u)), jnp.zeros_like(d), short, 4)
         # S(b) - S(a) = log(1 + p e^q) with p = 1 - e^(a - b) and q = b - softplus(a)
-        apart = jnp.where(small, 1, d)
+        apart = where(small, 1, d)
         p, q = -jnp.expm1(-apart), b - softplus(a)
         steep = q > 0
-        rise = jnp.where(steep, q, 0)
-        flat = p * jnp.exp(jnp.where(steep, 0, b)) / (1 + tail)
-        far = rise + jnp.log1p(jnp.where(steep, p - 1 + jnp.exp(-rise), flat))
-        return jnp.where(small, near, far / apart)
+        rise = where(steep, q, 0)
+        flat = p * jnp.exp(where(steep, 0, b)) / (1 + tail)
+        far = rise + jnp.log1p(where(steep, p - 1 + jnp.exp(-rise), flat))
+        return where(small, near, far / apart)
 
     def _series(self, x: list[Array], v: list[Array], aux: Aux) -> Aux:
         k = len(x) - 1
         if k == 0:
-            return [sigmoid(x[0])], [self._slope(x[0])]
+            s0 = sigmoid(x[0])
+            return [s0], [s0 * (1 - s0)]
         s, c = aux  # c = s (1 - s) = s'(x)
         s = [*s, product(c, v, k - 1) / k]
         return s, [*c, s[k] - square(s, k)]
@@ -327,8 +329,8 @@ class Softplus(AbstractActivation):
         left = _softplus_integral(jnp.minimum(a, 0), jnp.minimum(b, 0))
         a_pos, b_pos = jnp.maximum(a, 0), jnp.maximum(b, 0)
         right = 0.5 * (b_pos - a_pos) * (a_pos + b_pos) + _softplus_integral(-b_pos, -a_pos)
-        far = (left + right) / jnp.where(small, 1, b - a)
-        return jnp.where(small, self._short_mean(a, jnp.where(small, b - a, 0)), far)
+        far = (left + right) / where(small, 1, b - a)
+        return where(small, self._short_mean(a, where(small, b - a, 0)), far)
 
     def _short_mean(self, a: Array, d: Array) -> Array:
         # softplus(a + u) with e^-|a|, which may be tiny, outside of what is rounded.
@@ -338,14 +340,15 @@ class Softplus(AbstractActivation):
         def shifted(u: Array) -> Array:
             # Not a product of two exponentials: XLA would contract it.
             power = tail * (1 + jnp.expm1(-sign * u))
-            return jnp.where(positive_part, a + u, 0) + jnp.log1p(power)
+            return where(positive_part, a + u, 0) + jnp.log1p(power)
 
         return gauss_mean(shifted, jnp.zeros_like(d), d, 6)
 
     def _series(self, x: list[Array], v: list[Array], aux: Aux) -> Aux:
         k = len(x) - 1
         if k == 0:
-            return [softplus(x[0])], [sigmoid(x[0])], [sigmoid(x[0]) * sigmoid(-x[0])]
+            g0 = sigmoid(x[0])
+            return [softplus(x[0])], [g0], [g0 * (1 - g0)]
         s, g, c = aux  # g = sigmoid(x), c = g (1 - g)
         s, g = [*s, product(g, v, k - 1) / k], [*g, product(c, v, k - 1) / k]
         return s, g, [*c, g[k] - square(g, k)]
@@ -355,13 +358,13 @@ def sigmoid(x: Array) -> Array:
     """1 / (1 + e^-x), relative to itself on the left too."""
     a, sign = magnitude(x)
     e = jnp.exp(-a)
-    return jnp.where(sign > 0, 1, e) / (1 + e)
+    return where(sign > 0, 1, e) / (1 + e)
 
 
 def softplus(x: Array) -> Array:
     """log(1 + e^x)."""
     a, _ = magnitude(x)
-    return jnp.where(x < 0, 0, x) + jnp.log1p(jnp.exp(-a))
+    return where(x < 0, 0, x) + jnp.log1p(jnp.exp(-a))
 
 
 def _softplus_integral(a: Array, b: Array) -> Array:
@@ -371,7 +374,7 @@ def _softplus_integral(a: Array, b: Array) -> Array:
 
     def integrand(t: Array) -> Array:
         # The second branch keeps t^2 in the derivative of the first from underflowing.
-        safe = jnp.where(t < eps, 1, t)
-        return jnp.where(t < eps, 1 - 0.5 * t, jnp.log1p(safe) / safe)
+        safe = where(t < eps, 1, t)
+        return where(t < eps, 1 - 0.5 * t, jnp.log1p(safe) / safe)
 
     return top * width * gauss_mean(integrand, top * (1 - width), top, 10)

@@ -1,35 +1,40 @@
 from typing import Any
 
 import diffrax
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+RESULTS = diffrax.RESULTS
 
-class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
-    """diffrax's results, and one more."""
-
-    non_finite = (
-        "The state became infinite or NaN: the orbit diverged, `x0`, `args` or the cell holds "
-        "NaN, or an implicit step could not be solved. Take a smaller `dt`, or another `solver`."
-    )
+NON_FINITE = (
+    "The state became infinite or NaN: the orbit diverged, `x0`, `args` or the cell holds NaN, or "
+    "an implicit step could not be solved. Take a smaller `dt`, or another `solver`."
+)
 
 
-def judge(result: diffrax.RESULTS, finite: Bool[Array, "*b"]) -> RESULTS:
-    """`result` of each trajectory, or `non_finite` where it claims success and is not `finite`."""
+def judge(result: Any, finite: Bool[Array, "*b"]) -> Any:
+    """`result` of each trajectory; `nonlinear_divergence` where it is not `finite` after all."""
 
     def one(result, finite):
-        own = RESULTS.promote(result)
-        return RESULTS.where((own == RESULTS.successful) & ~finite, RESULTS.non_finite, own)
+        diverged: Any = RESULTS.nonlinear_divergence
+        return RESULTS.where((result == RESULTS.successful) & ~finite, diverged, result)
 
     return one(result, finite) if finite.ndim == 0 else jax.vmap(one)(result, finite)
 
 
-def succeeded(finite: Bool[Array, "*b"]) -> RESULTS:
-    """Success where `finite`, else `non_finite`."""
+def succeeded(finite: Bool[Array, "*b"]) -> Any:
+    """Success where `finite`, else `nonlinear_divergence`."""
+    result: Any = RESULTS.successful
+    if finite.ndim:
+        result = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, finite.shape), result)
+    return judge(result, finite)
 
-    success: Any = RESULTS.successful
 
-    def one(finite):
-        return RESULTS.where(finite, success, RESULTS.non_finite)
-
-    return one(finite) if finite.ndim == 0 else jax.vmap(one)(finite)
+def raise_failures(solution: diffrax.Solution) -> diffrax.Solution:
+    """The solution, or an error at run time that says what went wrong."""
+    result: Any = solution.result
+    solution = eqx.error_if(solution, result == RESULTS.nonlinear_divergence, NON_FINITE)
+    bad = (result != RESULTS.successful) & (result != RESULTS.event_occurred)
+    return result.error_if(solution, bad)

@@ -17,7 +17,6 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from .._cell import AbstractCell, AbstractInputs
 from .._solver import AbstractCellSolver
-from .._solver.splitting import AbstractSplitting
 from .schedule import Rows
 
 
@@ -42,13 +41,7 @@ def integrate(
     total = jnp.sum(rows.count)
 
     def advance(cell, t, h, x):
-        if isinstance(solver, AbstractSplitting):
-            return solver.advance_batch(cell, t, h, x, inputs)
-
-        def one(x, i):
-            return solver.advance(cell, t, h, x, inputs(i))
-
-        return jax.vmap(one, in_axes=(1, 0), out_axes=1)(x, members)
+        return solver.advance_batch(cell, t, h, x, inputs)
 
     def output(t, x):
         if (save := fn) is None:

@@ -3,6 +3,7 @@ from typing import Any
 import diffrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._cell import AbstractCell, cast
 from .._solver import RK4, AbstractCellSolver, Strang
@@ -18,7 +19,7 @@ from .checks import (
     inputs_of,
     is_count,
 )
-from .results import RESULTS, succeeded
+from .results import raise_failures, succeeded
 from .scan import integrate
 from .schedule import SAVE_STATE, Span, plan_saves, rows, subs_of
 from .through_diffrax import by_diffrax
@@ -62,13 +63,16 @@ def simulate(
     - `n_steps`: instead of `t1`, the number of steps: t1 = t0 + n_steps dt.
     - `args`: the input u of a driven cell: (m,), a callable u(t) or a diffrax path, shared by all
       trajectories; or one each: (b, m), a callable or path that evaluates to (b, m), or a stack of
-      paths as `eqx.filter_vmap` makes them.
-    - `solver`: one of ours or any diffrax solver. Default: [`jaxdyn.Strang`][], the cheapest of
+      paths as `eqx.filter_vmap` makes them. A new Python function compiles anew; an `eqx.Module`
+      with array fields does not.
+    - `solver`: one of ours or any diffrax solver (implicit ones solve their stages to 1e-9 at fixed
+      steps, 1e-5 in float32). Default: [`jaxdyn.Strang`][], the cheapest of
       ours per step and free of energy drift (benchmarks/ensemble.py); where the cell cannot be
       split, [`jaxdyn.RK4`][].
     - `saveat`: a `diffrax.SaveAt`; default `SaveAt(t1=True)`, the end only. Its `fn(t, x, args)`
       saves something else than the state of one trajectory. Save times between steps are reached
-      by a shortened side step, never by interpolation (diffrax's solvers interpolate).
+      by a shortened side step, never by interpolation (diffrax's solvers interpolate). The scan
+      ends at the last save.
     - `adjoint`: a diffrax adjoint. Default: the scan, differentiable in forward and reverse mode,
       with square-root checkpointing.
     - `stepsize_controller`: a diffrax controller, e.g. `diffrax.PIDController(rtol=, atol=)`, for
@@ -77,7 +81,8 @@ def simulate(
     - `max_steps`: the most steps diffrax may take. Default: what a fixed step needs; else 2^20, or
       4096 where every step is stored.
     - `progress`: show a progress bar.
-    - `throw`: raise if a trajectory fails; if False, look at `.result`, one for each trajectory.
+    - `throw`: raise if a trajectory fails; if False, look at `.result`, one for each trajectory
+      (`diffrax.RESULTS.nonlinear_divergence` where the state became infinite or NaN).
 
     **Returns:**
 
@@ -116,7 +121,7 @@ def simulate(
         and fixed
         and adjoint is None
         and event is None
-        and max_steps is None
+        and (max_steps is None or span.n_steps <= max_steps)
     ):
         plan = plan_saves(saveat, span)
     if plan is not None:
@@ -133,10 +138,7 @@ def simulate(
             default_max_steps(saveat, span if fixed else None) if max_steps is None else max_steps,
             progress,
         )
-    if throw:
-        bad = (solution.result != RESULTS.successful) & (solution.result != RESULTS.event_occurred)
-        solution = solution.result.error_if(solution, bad)
-    return solution
+    return raise_failures(solution) if throw else solution
 
 
 def default_solver(cell: AbstractCell) -> AbstractCellSolver:
@@ -169,7 +171,11 @@ def by_scan(solver, cell, inputs, x0, span, plan, fn, progress) -> diffrax.Solut
         ts=jnp.asarray(plan.times, dtype),
         ys=ys,
         interpolation=None,
-        stats={"num_steps": span.n_steps},
+        # To the last save: what comes after it is not integrated.
+        stats={
+            "num_steps": jnp.full(finite.shape, plan.steps[-1] + np.count_nonzero(plan.side)),
+            "max_steps": None,
+        },
         result=succeeded(finite),
         solver_state=None,
         controller_state=None,

@@ -4,6 +4,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optimistix as optx
 
 from .results import judge
 from .schedule import SAVE_STATE, is_sub, subs_of
@@ -13,6 +14,8 @@ from .schedule import SAVE_STATE, is_sub, subs_of
 def by_diffrax(cell, inputs, x0, times, saveat, options, max_steps, progress):
     """One diffeqsolve for each trajectory; a single one for all with fixed explicit steps."""
     solver, controller, adjoint, event = options
+    if isinstance(controller, diffrax.ConstantStepSize):
+        solver = _with_tolerance(solver, x0.dtype)
     t0, t1, dt = times
     saveat = jax.tree.map(
         lambda leaf: leaf.astype(x0.dtype) if eqx.is_inexact_array(leaf) else leaf, saveat
@@ -71,6 +74,17 @@ def by_diffrax(cell, inputs, x0, times, saveat, options, max_steps, progress):
         assert ts is not None and ys is not None
         solution = eqx.tree_at(lambda s: (s.ts, s.ys), solution, (ts[0], ys[0]))
     return eqx.tree_at(lambda s: s.result, solution, judge(solution.result, ok))
+
+
+def _with_tolerance(solver, dtype):
+    """`solver`; an implicit one that takes its tolerance from the step size controller gets one."""
+    finder = getattr(solver, "root_finder", None)
+    if not isinstance(finder, diffrax.VeryChord) or isinstance(finder.rtol, float):
+        return solver
+    tolerance = 1e-9 if dtype == jnp.float64 else 1e-5
+    # Newton's method: the chord iteration fails where a fixed step is long for it.
+    newton = optx.Newton(rtol=tolerance, atol=tolerance)
+    return eqx.tree_at(lambda s: s.root_finder, solver, newton)
 
 
 def _elementwise(solver, controller, adjoint, event, saveat) -> bool:

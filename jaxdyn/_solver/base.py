@@ -4,12 +4,13 @@ from typing import Any, ClassVar
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import lineax as lx
 from diffrax._term import WrapTerm  # not exported; diffeqsolve wraps every term in one
 from jaxtyping import Array, Bool, Float
 
-from .._cell import AbstractCell
+from .._cell import AbstractCell, AbstractInputs
 from .._types import Args
 
 
@@ -39,6 +40,21 @@ class AbstractCellSolver(diffrax.AbstractSolver[None]):
         args: Args,
     ) -> Float[Array, " n"]:
         """The state at t + dt, from the state `x` at `t`."""
+
+    def advance_batch(
+        self,
+        cell: Any,
+        t: Float[Array, ""],
+        dt: Float[Array, ""],
+        x: Float[Array, "n b"],
+        inputs: AbstractInputs,
+    ) -> Float[Array, "n b"]:
+        """`advance` of a batch in the minor axis; trajectory i sees the input `inputs(i)`."""
+
+        def one(x, i):
+            return self.advance(cell, t, dt, x, inputs(i))
+
+        return jax.vmap(one, in_axes=(1, 0), out_axes=1)(x, jnp.arange(x.shape[1]))
 
     def prepare(self, cell: AbstractCell, dt: Float[Array, ""]) -> AbstractCell:
         """`cell` with everything that does not change from step to step worked out once.

@@ -4,7 +4,7 @@ from jaxtyping import Array, Bool, Float
 from .._cell import AbstractCell, AntisymmetricCell, PoissonCell
 from .._types import Args
 from .base import AbstractCellSolver
-from .newton import newton
+from .newton import check_size, newton
 
 
 class DiscreteGradient(AbstractCellSolver):
@@ -23,6 +23,7 @@ class DiscreteGradient(AbstractCellSolver):
         return 2
 
     def check(self, cell: AbstractCell) -> None:
+        check_size("DiscreteGradient", cell.size)
         if isinstance(cell, AntisymmetricCell) and cell.damping is not None:
             raise ValueError(
                 "DiscreteGradient cannot serve a damped AntisymmetricCell, whose damping acts "

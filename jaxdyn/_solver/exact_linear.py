@@ -21,7 +21,8 @@ class ExactLinear(AbstractCellSolver):
     r"""The exact flow x -> expm(h W) x of linear networks (activation Identity), for any h.
 
     With damping, bias and a constant input it is the exact flow of x' = A x + d, A = W - damping.
-    A dense matrix exponential is formed once a solve; a step is then one matrix product.
+    `simulate` forms the dense matrix exponential once for a fixed-step solve, and a step is one
+    matrix product; inside plain diffrax every step forms it.
     """
 
     def order(self, terms) -> None:

@@ -4,7 +4,7 @@ from jaxtyping import Array, Bool, Float
 from .._cell import AbstractCell
 from .._types import Args
 from .base import AbstractCellSolver
-from .newton import newton
+from .newton import check_size, newton
 
 
 class ImplicitMidpoint(AbstractCellSolver):
@@ -22,7 +22,7 @@ class ImplicitMidpoint(AbstractCellSolver):
         return 2
 
     def check(self, cell: AbstractCell) -> None:
-        pass
+        check_size("ImplicitMidpoint", cell.size)
 
     def advance(
         self,

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+# A dense Jacobian of this size takes 128 MiB in float64, for each trajectory.
+MAX_UNITS = 4096
 # Rounding errors that an iterate at rest still moves by.
 _AT_REST = 8
 
@@ -12,11 +14,21 @@ def newton(residual: Callable, guess: Float[Array, " n"]) -> Float[Array, " n"]:
     """The root of `residual` near `guess`, to rounding; NaN where it is not found.
 
     `residual(x)` is x - F(x), with F a contraction for small steps: x <- F(x) is tried first, and
-    Newton's method takes over where it does not halve its update every time. A batch pays for a
-    Jacobian only when one of its members needs it: that makes it 10 to 100 times faster than
-    Newton's method alone. Differentiable by the implicit function theorem, both modes.
+    Newton's method takes over where it does not halve its update every time. A batch spends time on
+    Jacobians only when one of its members needs it, 10 to 100 times less than Newton's method
+    alone; memory for one dense Jacobian a member is set aside all the same. Differentiable by the
+    implicit function theorem, both modes.
     """
     return jax.lax.custom_root(residual, guess, _solve, _tangent_solve)
+
+
+def check_size(name: str, n: int) -> None:
+    """Refuses a cell whose dense Jacobian does not fit."""
+    if n > MAX_UNITS:
+        raise ValueError(
+            f"{name} solves with a dense {n} x {n} Jacobian for each trajectory (limit {MAX_UNITS} "
+            "units); use solver=jaxdyn.Strang(), jaxdyn.Taylor() or jaxdyn.RK4()."
+        )
 
 
 def _solve(residual: Callable, guess: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -26,8 +38,9 @@ def _solve(residual: Callable, guess: Float[Array, " n"]) -> Float[Array, " n"]:
         return jnp.linalg.norm(update) / (1 + jnp.linalg.norm(x))
 
     def contracts(carry):
+        # Down to where rounding stops it: a fixed stopping error would be a drift of the energy.
         _, now, before = carry
-        return (now > _AT_REST * eps) & (now < 0.5 * before)
+        return (now > 0) & (now < 0.5 * before)
 
     def substitute(carry):
         x, now, _ = carry

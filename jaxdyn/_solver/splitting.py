@@ -25,12 +25,14 @@ from .base import AbstractCellSolver, materialise
 from .rk4 import rk4
 
 # Units are kicked one after the other inside a block, which then moves all others in one matrix
-# product. 8 is the fastest of 1, 4, 8, 16, 32 at n = 64 (benchmarks/solver_choice.py).
+# product. 8 is the fastest of 1, 4, 8, 16, 32 at n = 64 (benchmarks/splitting_block.py).
 BLOCK = 8
 # Up to this many blocks a sweep is unrolled; beyond, it is a loop, to keep compile time flat.
 MAX_UNROLLED_BLOCKS = 16
 # Up to this many class kicks a composition is unrolled and neighbouring kicks are merged.
 MAX_UNROLLED_KICKS = 64
+# Up to this many classes a sweep goes class by class; compile time grows with their number.
+MAX_CLASSES = 32
 # Up to this many units, kicking single units beats the block sweep.
 MAX_SINGLE_UNITS = 4
 # A block sweep forms W: 2 GiB in float64 at this size.
@@ -69,9 +71,10 @@ class AbstractSplitting(AbstractCellSolver):
             )
         if _is_sequential(cell) and cell.size > MAX_FORMED_UNITS:
             raise ValueError(
-                f"{name} would form W with {cell.size} x {cell.size} entries to sweep over units "
-                f"that are all coupled (limit {MAX_FORMED_UNITS} units); use "
-                "solver=jaxdyn.RK4() or jaxdyn.Taylor(), or a sparse, banded or bipartite operator."
+                f"{name} would form W with {cell.size} x {cell.size} entries (limit "
+                f"{MAX_FORMED_UNITS} units) to sweep over units that need more than {MAX_CLASSES} "
+                "colours; use solver=jaxdyn.RK4() or jaxdyn.Taylor(), or an operator with less "
+                "coupling."
             )
 
     def prepare(self, cell: AbstractCell, dt: Float[Array, ""]) -> "AbstractCell | _BlockCell":
@@ -96,11 +99,8 @@ class AbstractSplitting(AbstractCellSolver):
         x: Float[Array, "n b"],
         inputs: AbstractInputs,
     ) -> Float[Array, "n b"]:
-        """`advance` for a batch in the minor axis; trajectory i sees the input `inputs(i)`.
-
-        The loops are outside of the vmap here: a loop under vmap moves the batch to the major axis,
-        which made long compositions and large cells four times slower.
-        """
+        # The loops are outside of the vmap: a loop under vmap moves the batch to the major axis,
+        # which made long compositions and large cells four times slower.
         members = jnp.arange(x.shape[1])
 
         def each(flow, *state):
@@ -114,12 +114,13 @@ class AbstractSplitting(AbstractCellSolver):
         """The composition; `each(flow, state)` applies `flow(args, state)` to each trajectory."""
         if isinstance(cell, AbstractCell) and _is_sequential(cell):
             cell = self.prepare(cell, dt)
-        make = _BlockParts if isinstance(cell, _BlockCell) else _ClassParts
+        in_blocks = isinstance(cell, _BlockCell)
+        make: Any = _BlockParts if in_blocks else _ClassParts
         names, kicks = make(cell, dt, args).names, make(cell, dt, args).kicks
-        loops = isinstance(cell, _BlockCell) and cell.columns.shape[0] > MAX_UNROLLED_BLOCKS
+        count = cell.columns.shape[0] if in_blocks else 0
 
         def apply(state, name, coefficient, ascending):
-            if loops and name == _SWEEP:
+            if count > MAX_UNROLLED_BLOCKS and name == _SWEEP:
                 return sweep(state, coefficient, ascending)
             return each(
                 lambda u, s: make(cell, dt, u).apply(name, coefficient, ascending, s), state
@@ -128,16 +129,13 @@ class AbstractSplitting(AbstractCellSolver):
         def sweep(state, coefficient, ascending):
             def body(z, i):
                 return each(
-                    lambda u, z, y: _BlockParts(cell, dt, u).block(
-                        coefficient * dt, ascending, i, z, y
-                    ),
+                    lambda u, z, y: make(cell, dt, u).block(coefficient * dt, ascending, i, z, y),
                     z,
                     y,
                 )
 
             t, z, y = state
-            blocks = jnp.arange(cell.columns.shape[0])
-            z, pulse = jax.lax.scan(body, z, blocks, reverse=not ascending)
+            z, pulse = jax.lax.scan(body, z, jnp.arange(count), reverse=not ascending)
             return t, z, y if pulse is None else y + pulse.reshape(y.shape)
 
         state = each(lambda u, x: make(cell, dt, u).start(t, x), x)
@@ -159,9 +157,12 @@ class AbstractSplitting(AbstractCellSolver):
 
 
 def _is_sequential(cell: AbstractCell) -> bool:
-    """Whether every unit is a class of its own, and there are too many to kick singly."""
-    n = cell.size
-    return n > MAX_SINGLE_UNITS and len(cell.operator.coloring()) == n
+    """Whether the units go one after the other, in blocks, and not class by class.
+
+    Classes of few units each are no gain, and every class kick is a piece of program to compile.
+    """
+    n, classes = cell.size, len(cell.operator.coloring())
+    return n > MAX_SINGLE_UNITS and (classes == n or classes > MAX_CLASSES)
 
 
 _SWEEP = ("sweep",)

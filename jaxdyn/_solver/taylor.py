@@ -26,7 +26,8 @@ class Taylor(AbstractCellSolver, diffrax.AbstractAdaptiveSolver[None]):
     well as the truncation error, which at the default order is rounding for |W|_2 h about 0.25.
     Serves analytic activations (tanh, identity, arctan, erf, ISRU, sigmoid, softplus; others
     through `jax.experimental.jet` in a FunctionActivation) with bias, damping, EnergyShell, and
-    inputs that are constant or analytic in t.
+    inputs that are constant or a callable u(t) analytic in t. A jump or kink in u(t) cannot be
+    seen from its derivatives and costs all accuracy: step up to it, or use another solver.
 
     **Arguments:**
 
@@ -171,6 +172,11 @@ def _drive_series(cell: AbstractCell, t: Array, args: Args, order: int) -> list:
     constant = cell.drive(t, args)
     if args is None or is_constant_input(args) or order == 1:
         return [constant, *([None] * (order - 1))]
+    if isinstance(args, diffrax.AbstractPath):
+        raise ValueError(
+            "`args`: a diffrax path is piecewise, and Taylor needs an input analytic in t; pass a "
+            "callable u(t) that is, or use solver=jaxdyn.Strang() or jaxdyn.RK4()."
+        )
     one, zero = jnp.ones_like(t), jnp.zeros_like(t)
     try:
         _, derivatives = jet(lambda t: cell.drive(t, args), (t,), ((one, *([zero] * (order - 2))),))

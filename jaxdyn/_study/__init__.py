@@ -1,0 +1,1 @@
+"""What `jaxdyn reproduce` runs: each claim about skew-symmetric networks, measured afresh."""

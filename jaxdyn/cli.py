@@ -1,0 +1,353 @@
+"""The command line: `jaxdyn reproduce` and `jaxdyn simulate`."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+ACTIVATIONS = {
+    "tanh": "Tanh",
+    "identity": "Identity",
+    "arctan": "Arctan",
+    "erf": "Erf",
+    "softsign": "Softsign",
+    "isru": "ISRU",
+    "hard-tanh": "HardTanh",
+    "asymmetric-tanh": "AsymmetricTanh",
+    "elu": "ELU",
+    "leaky-relu": "LeakyReLU",
+    "rectified-tanh": "RectifiedTanh",
+    "relu": "ReLU",
+    "softplus": "Softplus",
+    "sigmoid": "Sigmoid",
+}
+OPERATORS = {
+    "dense": "DenseSkew",
+    "bipartite": "BipartiteSkew",
+    "block": "BlockSkew",
+    "spectral": "SpectralSkew",
+    "low-rank": "LowRankSkew",
+    "banded": "BandedSkew",
+    "circulant": "CirculantSkew",
+    "sparse": "SparseSkew",
+}
+SOLVERS = {
+    "strang": "Strang",
+    "blanes-moan4": "BlanesMoan4",
+    "yoshida4": "Yoshida4",
+    "yoshida6": "Yoshida6",
+    "suzuki4": "Suzuki4",
+    "discrete-gradient": "DiscreteGradient",
+    "implicit-midpoint": "ImplicitMidpoint",
+    "exact-linear": "ExactLinear",
+    "rk4": "RK4",
+    "taylor": "Taylor",
+    "euler": "Euler",
+}
+# Rows of saved states when --save-every is not given.
+DEFAULT_ROWS = 100
+
+
+class UsageError(Exception):
+    """A wrong option: one line for the user, exit status 2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reproduce:
+    """Measure every claim about skew-symmetric networks afresh and write a report.
+
+    Exit status 0 if every claim holds, 1 if one does not, 2 if the folder cannot be written.
+    """
+
+    out: Path = Path("report")
+    """Folder for report.html, claims.json and the figures; other files in it are kept."""
+    quick: bool = False
+    """Fewer and shorter runs of the same claims."""
+
+    def __call__(self) -> int:
+        from ._study.run import reproduce
+
+        try:
+            return 0 if reproduce(self.out, self.quick) else 1
+        except OSError as error:
+            raise UsageError(_unwritable("--out", self.out, error, "a folder")) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulate:
+    """Simulate an ensemble of trajectories of one random network and say how well it went.
+
+    Prints energy and Casimir drift and the speed, with the time to compile apart. Exit status 1
+    if a trajectory diverges, 2 for a wrong option.
+    """
+
+    units: int = 64
+    """Number of units n."""
+    trajectories: int = 1024
+    """Number of trajectories b, each from its own random state."""
+    t1: float = 100.0
+    """End time, in model time units."""
+    dt: float = 0.05
+    """Step, in model time units; the last one is shortened to land on --t1."""
+    seed: int = 0
+    """Seed of the weights and the initial states."""
+    activation: Literal[tuple(ACTIVATIONS)] = "tanh"  # pyright: ignore[reportInvalidTypeForm]
+    """The activation s."""
+    operator: Literal[tuple(OPERATORS)] = "dense"  # pyright: ignore[reportInvalidTypeForm]
+    """The structure of W."""
+    solver: Literal[tuple(SOLVERS)] = "strang"  # pyright: ignore[reportInvalidTypeForm]
+    """The integrator; taylor is of order 16, euler is diffrax's."""
+    scale: float = 1.0
+    """Spectral norm of W: the fastest angular frequency, in radians per model time unit."""
+    energy: float | None = None
+    """Scale every initial state to this energy; by default they are N(0, 1) in each unit."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of the whole run."""
+    save_every: int | None = None
+    """Save after every so many steps; by default about 100 times a run."""
+    out: Path | None = None
+    """File (.npz) for states (b, t, n), times, energies, W and metadata; none by default."""
+
+    def __call__(self) -> int:
+        self.check()
+        if self.out is None:
+            return self.run(None)
+        with _replacing(self.out) as file:
+            return self.run(file)
+
+    @property
+    def steps(self) -> int:
+        return math.ceil(self.t1 / self.dt - 1e-9)
+
+    @property
+    def every(self) -> int:
+        return self.save_every or max(1, self.steps // DEFAULT_ROWS)
+
+    def check(self) -> None:
+        """What can be refused before anything is imported or computed."""
+        least = 3 if self.operator == "circulant" else 2
+        _require(self.units >= least, "units", self.units, f"give at least {least}")
+        if self.operator == "block":
+            _require(
+                self.units % 2 == 0, "units", self.units, "--operator block needs an even number"
+            )
+        _require(self.trajectories >= 1, "trajectories", self.trajectories, "give at least 1")
+        for name in ("t1", "dt", "scale"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value > 0, name, value, "give a finite number > 0")
+        _require(self.dt <= self.t1, "dt", self.dt, f"give a step of at most --t1 = {self.t1:g}")
+        _require(self.steps <= 2**31 - 1, "dt", self.dt, "that is more than 2^31 steps to --t1")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "give a whole number >= 0")
+        if self.energy is not None:
+            ok = math.isfinite(self.energy) and self.energy > 0
+            _require(ok, "energy", self.energy, "give a finite number > 0")
+        if self.save_every is not None:
+            ok = 1 <= self.save_every <= self.steps
+            cure = f"give a number of steps between 1 and {self.steps}, the whole run"
+            _require(ok, "save-every", self.save_every, cure)
+        if self.solver == "exact-linear":
+            cure = "exact-linear serves linear networks only: add --activation identity"
+            _require(self.activation == "identity", "solver", self.solver, cure)
+        if self.out is not None:
+            _require(self.out.suffix == ".npz", "out", self.out, "give a name that ends in .npz")
+
+    def build(self) -> tuple[Any, Any, Any]:
+        """The cell, the initial states and the solver."""
+        import diffrax
+        import jax.numpy as jnp
+        import jax.random as jr
+
+        import jaxdyn as jd
+
+        from ._solver import AbstractCellSolver
+        from ._study.measure import at_energy
+
+        key_w, key_x = jr.split(jr.key(self.seed))
+        dtype = jnp.dtype(self.dtype)
+        operator = getattr(jd, OPERATORS[self.operator])
+        activation = getattr(jd, ACTIVATIONS[self.activation])()
+        name = SOLVERS[self.solver]
+        solver = diffrax.Euler() if name == "Euler" else getattr(jd, name)()
+        if self.energy is not None and not activation.confining:
+            _refuse("energy", self.energy, f"{self.activation} does not confine; leave it out")
+        try:
+            W = operator.random(self.units, key=key_w, scale=self.scale, dtype=dtype)
+        except ValueError as error:
+            _refuse("operator", self.operator, _first_line(error))
+        cell = jd.PoissonCell(W, activation)
+        if isinstance(solver, AbstractCellSolver):
+            try:
+                solver.check(cell)
+            except ValueError as error:
+                _refuse("solver", self.solver, _first_line(error))
+        x0 = jr.normal(key_x, (self.trajectories, self.units), dtype)
+        if self.energy is not None:
+            x0 = at_energy(cell, x0, jnp.asarray(self.energy, dtype))
+        return cell, x0, solver
+
+    def run(self, file: Any) -> int:
+        import jax
+
+        with jax.enable_x64(self.dtype == "float64"):
+            return self._run(file)
+
+    def _run(self, file: Any) -> int:
+        import diffrax
+        import jax
+        import jax.numpy as jnp
+        import numpy as np
+
+        import jaxdyn as jd
+
+        cell, x0, solver = self.build()
+        saveat = diffrax.SaveAt(steps=self.every, t1=True)
+
+        def solve(x0):
+            sol = jd.simulate(
+                cell, x0, t1=self.t1, dt=self.dt, solver=solver, saveat=saveat, throw=False
+            )
+            failed = sol.result != diffrax.RESULTS.successful
+            return sol.ts, sol.ys, failed
+
+        began = time.perf_counter()
+        compiled = jax.jit(solve).lower(x0).compile()
+        compiling = time.perf_counter() - began
+        began = time.perf_counter()
+        ts, ys, failed = jax.block_until_ready(compiled(x0))
+        running = time.perf_counter() - began
+        if ts.ndim == 2:
+            ts = ts[0]
+        diverged = int(jnp.sum(failed))
+        if diverged:
+            print(
+                f"jaxdyn simulate: {diverged} of {self.trajectories} trajectories diverged; "
+                "give a smaller --dt or another --solver.",
+                file=sys.stderr,
+            )
+            return 1
+
+        energy = jax.jit(jax.vmap(jax.vmap(cell.energy)))
+        energy0, energies = jax.jit(jax.vmap(cell.energy))(x0), energy(ys)
+        drift = np.asarray(jd.energy_drift(cell, x0, ys))
+        casimir = float(jnp.max(jd.casimir_drift(cell, x0, ys)))
+        rate = self.trajectories * self.steps / running
+        _print_table(
+            [
+                ("network", f"{self.units} units, {self.activation}, {self.operator} W"),
+                (
+                    "run",
+                    f"{self.trajectories:,} trajectories x {self.steps:,} steps of {self.dt:g}",
+                ),
+                ("solver", f"{self.solver}, {self.dtype}, {jax.default_backend()}"),
+                ("energy at the start", f"{float(jnp.mean(energy0)):.4g} (mean)"),
+                ("energy drift", f"{np.median(drift):.2e} (median), {np.max(drift):.2e} (worst)"),
+                ("Casimir drift", f"{casimir:.2e}"),
+                ("compile time", f"{compiling:.2f} s"),
+                ("wall time", f"{running:.3f} s"),
+                ("speed", f"{rate:.3g} trajectories x steps per second"),
+            ]
+        )
+        if file is not None:
+            metadata = dataclasses.asdict(self) | {
+                "out": str(self.out),
+                "save_every": self.every,
+                "jaxdyn": jd.__version__,
+                "jax": jax.__version__,
+                "time_unit": "model time",
+            }
+            np.savez(
+                file,
+                states=np.concatenate([np.asarray(x0)[:, None], np.asarray(ys)], axis=1),
+                times=np.concatenate([np.zeros(1, self.dtype), np.asarray(ts)]),
+                energies=np.concatenate(
+                    [np.asarray(energy0)[:, None], np.asarray(energies)], axis=1
+                ),
+                W=np.asarray(cell.operator.as_matrix()),
+                metadata=json.dumps(metadata),
+            )
+            print(f"wrote {self.out}")
+        return 0
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Runs one command line, `sys.argv` by default, and exits with its status."""
+    args = list(sys.argv[1:] if args is None else args)
+    if args == ["--version"]:
+        from . import __version__
+
+        print(f"jaxdyn {__version__}")
+        sys.exit(0)
+    import tyro
+
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"reproduce": Reproduce, "simulate": Simulate},
+        prog="jaxdyn",
+        description=(
+            "Dynamics of recurrent networks with skew-symmetric weights. `jaxdyn --version` "
+            "prints the version, `jaxdyn COMMAND --help` the options of a command."
+        ),
+        args=args or ["--help"],
+    )
+    try:
+        sys.exit(command())
+    except UsageError as error:
+        print(f"jaxdyn {type(command).__name__.lower()}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("jaxdyn: interrupted, nothing was written", file=sys.stderr)
+        sys.exit(130)
+
+
+def _require(ok: bool, option: str, value: Any, cure: str) -> None:
+    if not ok:
+        _refuse(option, value, cure)
+
+
+def _refuse(option: str, value: Any, cure: str) -> NoReturn:
+    raise UsageError(f"--{option} {value}: {cure}.")
+
+
+def _unwritable(option: str, path: Path, error: OSError, what: str) -> str:
+    reason = (error.strerror or str(error)).lower()
+    return f"{option} {path}: cannot write there ({reason}); give {what} you can write."
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".")
+
+
+def _print_table(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Any]:
+    """A file beside `path` that takes its place if the block writes to it and ends well."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(None, "is a directory")
+        handle, name = tempfile.mkstemp(prefix=".jaxdyn-", suffix=".npz", dir=path.parent)
+    except OSError as error:
+        raise UsageError(_unwritable("--out", path, error, "a file in a folder")) from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            written = file.tell() > 0
+        if written:
+            # mkstemp makes files for the owner only; a result is like any other file.
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(name, 0o666 & ~mask)
+            os.replace(name, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
