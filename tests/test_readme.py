@@ -10,7 +10,7 @@ README = pathlib.Path(__file__).parent.parent / "README.md"
 
 def test_python_blocks_run(monkeypatch, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert blocks
+    assert blocks and "@@" not in README.read_text()
     monkeypatch.chdir(tmp_path)
     namespace: dict = {}
     for block in blocks:

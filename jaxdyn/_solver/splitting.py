@@ -25,7 +25,8 @@ from .base import AbstractCellSolver, materialise
 from .rk4 import rk4
 
 # Units are kicked one after the other inside a block, which then moves all others in one matrix
-# product. 8 is the fastest of 1, 4, 8, 16, 32 at n = 64 (benchmarks/splitting_block.py).
+# product. Of 1, 4, 8, 16, 32 at n = 64 and 256, 4 and 8 are level and the fastest
+# (benchmarks/splitting_block.py).
 BLOCK = 8
 # Up to this many blocks a sweep is unrolled; beyond, it is a loop, to keep compile time flat.
 MAX_UNROLLED_BLOCKS = 16
