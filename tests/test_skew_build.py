@@ -151,13 +151,14 @@ def test_from_matrix_takes_rounding():
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 8])
-@pytest.mark.parametrize("spread", ["degenerate", "graded", "tiny"])
+@pytest.mark.parametrize("spread", ["degenerate", "graded", "tiny", "huge"])
 def test_schur_form_of_hard_spectra(n, spread):
     """Equal, zero and widely spread frequencies; compared with W at the scale of each."""
     omega = {
         "degenerate": np.array([1.0, 1.0, 0.0, 1.0]),
         "graded": np.array([1.0, 1e-5, 1e-10, 1e-13]),
-        "tiny": np.array([1e-200, 1e-203, 1e-200, 0.0]),
+        "tiny": np.array([1e-300, 1e-303, 1e-300, 0.0]),
+        "huge": np.array([1e300, 1e303, 1e300, 0.0]),
     }[spread][: n // 2]
     q, _ = np.linalg.qr(np.random.default_rng(n).normal(size=(n, n)))
     blocks = np.zeros((n, n))

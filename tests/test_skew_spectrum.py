@@ -103,16 +103,22 @@ def test_kernel(name, n):
 
 def test_kernel_counts_what_stands_still():
     still = jnp.array([0.0, 2.0, 0.0])
-    assert jd.BlockSkew(still).kernel().shape == (4, 6)
-    assert jd.SpectralSkew(still, jnp.ones((3, 7))).kernel().shape == (5, 7)
-    assert jd.BipartiteSkew(jnp.ones((3, 4))).kernel().shape == (5, 7)
-    assert jd.LowRankSkew(jnp.ones((7, 2)), jnp.arange(14.0).reshape(7, 2)).kernel().shape == (5, 7)
-    # c_1 = 1 on a ring of 6: 2 sin(2 pi j / 6) vanishes for j = 0 and 3 only.
-    assert jd.CirculantSkew([1.0, 0.0], 6).kernel().shape == (2, 6)
-    # c_1 = c_2 = 1 of 6: it vanishes for j = 2 and 4 too; two rows, a cosine and a sine.
-    ring = jd.CirculantSkew([1.0, 1.0], 6)
-    assert ring.kernel().shape == (4, 6)
-    np.testing.assert_allclose(ring.as_matrix() @ ring.kernel().T, 0, atol=1e-14)
+    expected = {
+        4: jd.BlockSkew(still),
+        5: jd.SpectralSkew(still, jnp.ones((3, 7))),
+        6: jd.BipartiteSkew(jnp.ones((3, 5))),
+        7: jd.LowRankSkew(jnp.ones((9, 2)), jnp.arange(18.0).reshape(9, 2)),
+        # c_1 = 1 on a ring of 10: 2 sin(2 pi j / 10) vanishes for j = 0 and 5 only.
+        2: jd.CirculantSkew([1.0, 0.0, 0.0, 0.0], 10),
+        # c_3 = c_6 = 1 of 18: 2 sin(pi j / 3) + 2 sin(2 pi j / 3) vanishes for j = 0, 2, 3, 4 of
+        # every 6; each j but 0 and 9 gives a cosine and shares a sine with 18 - j.
+        12: jd.CirculantSkew([0, 0, 1.0, 0, 0, 1.0, 0, 0], 18),
+    }
+    for count, op in expected.items():
+        rows = op.kernel()
+        assert rows.shape == (count, op.size)
+        np.testing.assert_allclose(op.as_matrix() @ rows.T, 0, atol=1e-14)
+        np.testing.assert_allclose(rows @ rows.T, np.eye(count), atol=1e-14)
     for zero in (jd.DenseSkew(jnp.zeros(10)), jd.SparseSkew([], [], [], 5)):
         np.testing.assert_allclose(zero.kernel() @ zero.kernel().T, np.eye(5), atol=1e-15)
         np.testing.assert_array_equal(zero.frequencies(), jnp.zeros(2))
@@ -155,6 +161,7 @@ def test_number_of_colours():
     assert len(sparse(itertools.combinations(range(5), 2), 8).coloring()) == 5
     path = sparse([(i, i + 1) for i in range(9)], 10)
     assert path.coloring() == (slice(0, 9, 2), slice(1, 10, 2))
+    assert Coloring((slice(0, 9, 2),)) != Coloring((slice(0, 7, 2),))
     assert hash(Coloring(path.coloring())) == hash(Coloring((slice(0, 9, 2), slice(1, 10, 2))))
 
 

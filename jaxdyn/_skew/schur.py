@@ -12,8 +12,12 @@ def skew_schur(W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     top, and what is left is projected out and diagonalised again on its own scale. What falls
     below n eps |W| counts as zero.
     """
-    W = W.astype(np.float64)
     n = W.shape[0]
+    size = np.abs(W).max()
+    if size == 0:
+        return np.eye(n), np.zeros(n // 2)
+    # In units of the largest entry: neither overflow nor underflow.
+    W = W.astype(np.float64) / size
     floor = n * np.finfo(np.float64).eps * np.abs(W).sum(axis=0).max()
     columns = np.zeros((n, 0))
     omega = np.zeros(0)
@@ -35,4 +39,4 @@ def skew_schur(W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         columns = q[:, : columns.shape[1]] * np.sign(np.diagonal(r))
         rest = q[:, columns.shape[1] :]
     Q = np.concatenate([columns, rest], axis=1)
-    return Q, np.concatenate([omega, np.zeros(n // 2 - omega.size)])
+    return Q, size * np.concatenate([omega, np.zeros(n // 2 - omega.size)])
