@@ -15,7 +15,7 @@ def newton(residual: Callable, guess: Float[Array, " n"]) -> Float[Array, " n"]:
 
     `residual(x)` is x - F(x), with F a contraction for small steps: x <- F(x) is tried first, and
     Newton's method takes over where it does not halve its update every time. A batch spends time on
-    Jacobians only when one of its members needs it, 10 to 100 times less than Newton's method
+    Jacobians only when one of its members needs it, 3 to 10 times less than Newton's method
     alone; memory for one dense Jacobian a member is set aside all the same. Differentiable by the
     implicit function theorem, both modes.
     """
