@@ -390,3 +390,30 @@ def test_implicit_solvers_refuse_what_does_not_fit():
     for solver in IMPLICIT:
         with pytest.raises(ValueError, match=r"5000 x 5000.*jaxdyn\.Strang"):
             jd.simulate(big, jnp.ones(5000), t1=1.0, dt=0.1, solver=solver)
+
+
+@pytest.mark.parametrize("kind", [jd.PoissonCell, jd.AntisymmetricCell])
+def test_looped_blocks_in_a_batch(kind):
+    """Beyond 128 units the blocks are looped, outside of the vmap: each member as if alone."""
+    n = 150
+    options = dict(damping=jnp.linspace(0.1, 0.3, n), input_matrix=jnp.ones((n, 2)))
+    cell = kind(jd.DenseSkew.random(n, key=jr.key(26)), jd.Tanh(), **options)
+    x = jr.normal(jr.key(27), (2, n))
+    batch = jd.simulate(cell, x, n_steps=3, dt=0.1, args=wave).ys[:, 0]
+    for i in range(2):
+        alone = march(jd.Strang(), cell, x[i], jnp.asarray(0.1), 3, wave)
+        np.testing.assert_allclose(batch[i], alone, rtol=0, atol=1e-13)  # rounding of 3 steps
+
+
+@pytest.mark.parametrize("solver", IMPLICIT, ids=name)
+def test_newton_takes_over_where_substitution_is_slow(solver):
+    """A step too long for x <- F(x) to halve its update, h |W|_2 / 2 > 1/2, is still solved."""
+    cell = jd.PoissonCell(jd.DenseSkew.random(5, key=jr.key(28)), jd.Tanh())
+    x, h = 0.5 * jr.normal(jr.key(29), (5,)), jnp.asarray(1.6)
+    x1 = march(solver, cell, x, h, 1, None)
+    if name(solver) == "DiscreteGradient":
+        s = jd.Tanh().discrete_gradient(x, x1)
+        assert abs(cell.energy(x1) / cell.energy(x) - 1) < 1e-13
+    else:
+        s = jnp.tanh((x + x1) / 2)
+    np.testing.assert_allclose(x1, x + h * cell.operator.mv(s), rtol=0, atol=1e-14)
