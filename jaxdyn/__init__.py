@@ -1,5 +1,9 @@
 """Dynamics of recurrent neural networks with skew-symmetric weights, in JAX."""
 
+# First, and from here: deeper down a stack of imports, calls of JAX's own import straddle the end
+# of a chunk of CPython's frame stack and map memory each time (a seventh of it all on Python 3.12).
+import jax as _jax  # noqa: F401
+
 from . import plot as plot
 from ._activation import ELU as ELU
 from ._activation import ISRU as ISRU
@@ -36,6 +40,9 @@ from ._invariants import casimir_drift as casimir_drift
 from ._invariants import energy_drift as energy_drift
 from ._invariants import poisson_defect as poisson_defect
 from ._invariants import reversibility_error as reversibility_error
+from ._simulate import ReversibleAdjoint as ReversibleAdjoint
+from ._simulate import Threads as Threads
+from ._simulate import reversal_interval as reversal_interval
 from ._simulate import simulate as simulate
 from ._skew import AbstractSkewOperator as AbstractSkewOperator
 from ._skew import BandedSkew as BandedSkew

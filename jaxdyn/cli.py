@@ -70,12 +70,15 @@ class Reproduce:
     """Folder for report.html, claims.json and the figures; other files in it are kept."""
     quick: bool = False
     """Fewer and shorter runs of the same claims."""
+    cache: Path | None = None
+    """Folder, made if need be, that keeps compiled programs for later runs; none by default."""
 
     def __call__(self) -> int:
         from ._study.run import reproduce
 
         try:
-            return 0 if reproduce(self.out, self.quick) else 1
+            with _caching(self.cache):
+                return 0 if reproduce(self.out, self.quick) else 1
         except OSError as error:
             raise UsageError(_unwritable("--out", self.out, error, "a folder")) from error
 
@@ -114,13 +117,16 @@ class Simulate:
     """Save after every so many steps; by default about 100 times a run."""
     out: Path | None = None
     """File (.npz) for states (b, t, n), times, energies, W and metadata; none by default."""
+    cache: Path | None = None
+    """Folder, made if need be, that keeps compiled programs for later runs; none by default."""
 
     def __call__(self) -> int:
         self.check()
-        if self.out is None:
-            return self.run(None)
-        with _replacing(self.out) as file:
-            return self.run(file)
+        with _caching(self.cache):
+            if self.out is None:
+                return self.run(None)
+            with _replacing(self.out) as file:
+                return self.run(file)
 
     @property
     def steps(self) -> int:
@@ -206,8 +212,15 @@ class Simulate:
 
         import jaxdyn as jd
 
-        cell, x0, solver = self.build()
+        from ._simulate.memory import check_memory
+
         saveat = diffrax.SaveAt(steps=self.every, t1=True)
+        shape = self.trajectories, self.units
+        try:
+            check_memory(jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype)), saveat, self.steps)
+        except ValueError as error:
+            _refuse("trajectories", self.trajectories, _first_line(error))
+        cell, x0, solver = self.build()
 
         def solve(x0):
             sol = jd.simulate(
@@ -256,7 +269,6 @@ class Simulate:
         )
         if file is not None:
             metadata = dataclasses.asdict(self) | {
-                "out": str(self.out),
                 "save_every": self.every,
                 "jaxdyn": jd.__version__,
                 "jax": jax.__version__,
@@ -270,7 +282,7 @@ class Simulate:
                     [np.asarray(energy0)[:, None], np.asarray(energies)], axis=1
                 ),
                 W=np.asarray(cell.operator.as_matrix()),
-                metadata=json.dumps(metadata),
+                metadata=json.dumps(metadata, default=str),
             )
             print(f"wrote {self.out}")
         return 0
@@ -327,6 +339,40 @@ def _print_table(rows: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
+
+
+@contextlib.contextmanager
+def _caching(folder: Path | None) -> Iterator[None]:
+    """Keeps every program that the block compiles in `folder`, whatever its size."""
+    if folder is None:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UsageError(_unwritable("--cache", folder, error, "a folder")) from error
+    import jax
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+    settings = {
+        "jax_enable_compilation_cache": True,
+        "jax_compilation_cache_dir": str(folder.resolve()),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+
+    def use(values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            jax.config.update(name, value)
+        reset_cache()  # JAX looks at the folder once, when it first compiles
+
+    use(settings)
+    try:
+        yield
+    finally:
+        use(before)
 
 
 @contextlib.contextmanager

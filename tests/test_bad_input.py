@@ -46,12 +46,14 @@ DAMPED = jd.PoissonCell(W, jd.Arctan(), damping=0.1)
 INSIDE = jd.AntisymmetricCell(W, jd.Tanh(), damping=0.1)
 CONTROLLER = PIDController(rtol=1e-3, atol=1e-3)
 NANS = X * NAN
+EVENT = diffrax.Event(lambda t, x, args, **_: x[0])
 VECTOR_EVENT = diffrax.Event(lambda t, x, args, **_: x)
 BACKSOLVE, STEP_TO = diffrax.BacksolveAdjoint(), diffrax.StepTo(ts=jnp.array([0.0, 1.0]))
 TSIT5, HALVED, TAYLOR = diffrax.Tsit5(), diffrax.HalfSolver(jd.Strang()), jd.Taylor(4)
 # Three channels, where DRIVEN has two; and a state for each of four times.
 PATH = diffrax.LinearInterpolation(jnp.array([0.0, 1.0]), jnp.ones((2, 3)))
 YS = jnp.stack([X] * 4)
+NOISE = diffrax.VirtualBrownianTree(0.0, 1.0, tol=1e-2, shape=(2,), key=KEY)
 
 
 class Case(NamedTuple):
@@ -82,8 +84,8 @@ def control(controller, **options):
     return sim(stepsize_controller=controller, **options)
 
 
-def saves(**options):
-    return sim(saveat=SaveAt(**options))
+def saves(adjoint=None, **options):
+    return sim(saveat=SaveAt(**options), adjoint=adjoint)
 
 
 def traced(call):
@@ -142,8 +144,35 @@ def drift(fn):
     return jd.energy_drift(CELL, X, saves(t1=True, fn=lambda t, x, args: fn(x)))
 
 
-def exact_linear(args):
-    return sim(DRIVEN_LINEAR, args=args, solver=jd.ExactLinear())
+def exact_linear(args, **options):
+    return sim(DRIVEN_LINEAR, args=args, solver=jd.ExactLinear(), **options)
+
+
+def shell(**options):
+    """A solver that can be run backwards and serves the shell."""
+    return sim(SHELL, solver=TAYLOR, **options)
+
+
+def adaptive(**options):
+    return control(CONTROLLER, solver=TAYLOR, **options)
+
+
+def traced_save(adjoint):
+    return jax.jit(lambda t: saves(ts=t[None], adjoint=adjoint).ys)(0.5)
+
+
+def lossy(adjoint):
+    """A gradient that allows no rounding."""
+    gradient = jax.grad(lambda x: sim(x0=x, n_steps=100, adjoint=adjoint).ys.sum())
+    return jax.block_until_ready(gradient(X))
+
+
+def interval(cell=CELL, x0=X, **options):
+    return jd.reversal_interval(cell, x0, **{"dt": 0.1, "n_steps": 10, "error": 1e-6, **options})
+
+
+def gridded(splitting, cell):
+    return sim(cell, solver=splitting(grid=2.0**-36))
 
 
 def discrete_gradient():
@@ -237,7 +266,7 @@ SIMULATE = [
     ("solver a class", lambda: sim(solver=jd.Strang), T, "`solver`", "object, not the class"),
     ("solver of split terms", lambda: sim(solver=diffrax.KenCarp4()), V, "`solver`", "use jaxdyn"),
     ("solver of noise", lambda: sim(solver=diffrax.SPaRK()), V, "`solver`", "use jaxdyn"),
-    ("adjoint a string", lambda: sim(adjoint="direct"), T, "`adjoint`", "such as diffrax"),
+    ("adjoint a string", lambda: sim(adjoint="direct"), T, "`adjoint`", "or a diffrax adjoint"),
     ("adjoint a class", lambda: sim(adjoint=type(BACKSOLVE)), T, "`adjoint`", "not the class"),
     ("adjoint Backsolve", lambda: sim(adjoint=BACKSOLVE), V, "`adjoint=", r"jaxdyn.RK4\(\)"),
     ("controller a string", lambda: control("pid"), T, "`stepsize_controller`", "PIDController"),
@@ -370,6 +399,53 @@ SOLVERS = [
     ("energy_drift", "of an energy", lambda: drift(lambda x: x[0]), V, "`sol`", "its own `fn`"),
     ("energy_drift", "of a dict", lambda: drift(lambda x: {"x": x}), T, "`sol`", "Save states"),
 ]
+REVERSIBLE = [
+    ("every 0", lambda r: r(0), V, "`checkpoint_every`", ">= 1.*None keeps no state"),
+    ("every negative", lambda r: r(-1), V, "`checkpoint_every`", ">= 1.*None keeps no state"),
+    ("every a float", lambda r: r(1.5), T, "`checkpoint_every`", "integer >= 1.*or None"),
+    ("every a boolean", lambda r: r(True), T, "`checkpoint_every`", "integer >= 1.*or None"),
+    ("every a string", lambda r: r("8"), T, "`checkpoint_every`", "integer >= 1.*or None"),
+    ("error zero", lambda r: r(error=0), V, "`error`", "> 0.*1e-6 is the default"),
+    ("error negative", lambda r: r(error=-1e-6), V, "`error`", "> 0.*1e-6 is the default"),
+    ("error NaN", lambda r: r(error=NAN), V, "`error`", "a number > 0"),
+    ("error a string", lambda r: r(error="small"), T, "`error`", "a number > 0"),
+    ("a class", lambda r: sim(adjoint=r), T, "`adjoint`", "object, not the class"),
+    ("RK4", lambda r: sim(solver=jd.RK4(), adjoint=r()), V, "RK4", "use solver=jaxdyn.Strang"),
+    ("ExactLinear", lambda r: exact_linear(U[0], adjoint=r()), V, "ExactLinear", "use solver="),
+    ("Tsit5", lambda r: sim(solver=TSIT5, adjoint=r()), V, "Tsit5", "use solver=jaxdyn.Strang"),
+    ("HalfSolver", lambda r: sim(solver=HALVED, adjoint=r()), V, "HalfSolver", "use solver="),
+    ("damping", lambda r: sim(INSIDE, adjoint=r()), V, "`cell` has damping", "leave `adjoint` out"),
+    ("a shell", lambda r: shell(adjoint=r()), V, "`cell` has an EnergyShell", "leave `adjoint`"),
+    ("noise", lambda r: sim(DRIVEN, args=NOISE, adjoint=r()), V, "`args` is a Brownian", "leave"),
+    ("adaptive", lambda r: adaptive(adjoint=r()), V, "`adjoint=.*fixed steps", "Recursive"),
+    ("an event", lambda r: sim(event=EVENT, adjoint=r()), V, "without `event`", "Recursive"),
+    ("dense", lambda r: saves(dense=True, adjoint=r()), V, "SaveAt's dense", "Recursive"),
+    ("traced saves", lambda r: traced_save(r()), V, "concrete save times", "Recursive"),
+    ("diffeqsolve", lambda r: plain(jd.Strang(), CELL, adjoint=r()), V, "`adjoint=.*", "Recursive"),
+    ("rounding", lambda r: lossy(r(error=1e-300)), R, "`error` of the Rev", "`checkpoint_every`"),
+]
+INTERVAL = [
+    ("cell None", lambda: interval(None), T, "`cell`", "jaxdyn.PoissonCell"),
+    ("x0 too short", lambda: interval(x0=X[:2]), V, "`x0`", r"shape \(3,\)"),
+    ("error zero", lambda: interval(error=0.0), V, "`error`", "> 0"),
+    ("error None", lambda: interval(error=None), T, "`error`", "number > 0"),
+    ("no steps", lambda: interval(n_steps=0), V, "`n_steps`", ">= 1"),
+    ("dt zero", lambda: interval(dt=0.0), V, "`dt`", "> 0"),
+    ("RK4", lambda: interval(solver=jd.RK4()), V, "RK4", "use solver=jaxdyn.Strang"),
+    ("damping", lambda: interval(INSIDE), V, "`cell` has damping", "leave `adjoint` out"),
+    ("input missing", lambda: interval(DRIVEN), V, "`args`", "as args="),
+    ("out of reach", lambda: interval(error=1e-300), V, "`error`", "Take a larger one"),
+]
+GRIDS = [
+    ("not a power of 2", lambda s: s(grid=1e-9), V, "`grid`", "power of two"),
+    ("zero", lambda s: s(grid=0.0), V, "`grid`", "power of two"),
+    ("negative", lambda s: s(grid=-(2.0**-36)), V, "`grid`", "power of two"),
+    ("infinite", lambda s: s(grid=INF), V, "`grid`", "power of two"),
+    ("NaN", lambda s: s(grid=NAN), V, "`grid`", "power of two"),
+    ("a boolean", lambda s: s(grid=True), V, "`grid`", "power of two"),
+    ("a string", lambda s: s(grid="fine"), V, "`grid`", "power of two"),
+    ("antisymmetric", lambda s: gridded(s, ANTISYMMETRIC), V, "`grid`", "leave `grid` out"),
+]
 SPLITTINGS = (jd.Strang, jd.BlanesMoan4, jd.Suzuki4, jd.Yoshida4, jd.Yoshida6)
 OURS = (*SPLITTINGS, jd.Taylor, jd.DiscreteGradient, jd.ImplicitMidpoint, jd.ExactLinear)
 OPERATORS = (
@@ -412,6 +488,18 @@ FORMULAS = [
 ]
 
 
+BOTH = {"engine": jd.Threads(2), "adjoint": jd.ReversibleAdjoint()}
+THREADS = [
+    ("no worker", lambda: jd.Threads(0), V, "`workers`", ">= 1.*None takes every core"),
+    ("half a worker", lambda: jd.Threads(0.5), T, "`workers`", "integer >= 1 or None"),
+    ("a number of them", lambda: sim(engine=2), T, "`engine`", "a jaxdyn.Threads"),
+    ("inside jit", lambda: traced(lambda _: sim(engine=jd.Threads())), V, "`engine", "leave it"),
+    ("with an adjoint", lambda: sim(**BOTH), V, "`engine", "leave `adjoint` out"),
+    ("Tsit5", lambda: sim(solver=TSIT5, engine=jd.Threads()), V, "`engine", "leave it out"),
+    ("progress", lambda: sim(engine=jd.Threads(), progress=True), V, "`progress", "leave it out"),
+]
+
+
 def refused() -> list[Case]:
     cases = [Case("simulate", *case) for case in SIMULATE]
     for what, call, error, cure in ARGS:
@@ -425,9 +513,13 @@ def refused() -> list[Case]:
         (jd.casimir_drift, DRIFT),
         (jd.poisson_defect, ONE_STEP),
         (jd.reversibility_error, ONE_STEP),
+        (jd.ReversibleAdjoint, REVERSIBLE),
+        *((solver, GRIDS) for solver in SPLITTINGS),
     ):
         for what, call, *rest in table:
             cases.append(Case(fn.__name__, what, lambda fn=fn, call=call: call(fn), *rest))
+    cases += [Case("reversal_interval", *case) for case in INTERVAL]
+    cases += [Case("Threads", *case) for case in THREADS]
     for solver in SPLITTINGS:
         name = solver.__name__
         shell, damped = (

@@ -1,9 +1,14 @@
 """The command line: `jaxdyn simulate`, `--help`, `--version`, and every wrong option."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
+import tempfile
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -100,6 +105,8 @@ def test_every_name_exists():
         (["--energy", "1", "--activation", "relu"], "does not confine"),
         (["--save-every", "0"], "--save-every 0"),
         (["--save-every", "11"], "between 1 and 10"),
+        (["--trajectories", "10000000000000"], "simulate fewer trajectories at a time"),
+        (["--dt", "1e-9", "--trajectories", "1000000", "--save-every", "1"], "save less often"),
         (["--solver", "exact-linear"], "--activation identity"),
         (["--solver", "taylor", "--activation", "relu"], "no Taylor recurrence"),
         (["--out", "run.txt"], "ends in .npz"),
@@ -141,6 +148,57 @@ def test_divergence_is_reported_and_writes_nothing(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_second_run_takes_its_programs_from_the_cache(tmp_path):
+    # Fresh processes: in one, JAX would not compile again anyway.
+    cache, states = tmp_path / "new" / "cache", []
+    for name in ("first", "second"):
+        file = tmp_path / f"{name}.npz"
+        args = [*SMALL, "--cache", str(cache), "--out", str(file)]
+        subprocess.run([sys.executable, "-m", "jaxdyn", *args], check=True, timeout=60)
+        with np.load(file) as data:
+            states.append(data["states"])
+        if name == "first":
+            written = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+            assert any(path.startswith("jit_solve") for path in written)
+    assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == written
+    np.testing.assert_array_equal(*states)
+
+
+def test_reproduce_fills_the_cache_and_leaves_the_settings(tmp_path, monkeypatch, capsys):
+    def reproduce(out, quick):
+        return bool(jax.jit(lambda x: 3 * x > 2)(jnp.ones(())))
+
+    monkeypatch.setattr("jaxdyn._study.run.reproduce", reproduce)
+    before = dict(jax.config.values)
+    assert run(capsys, ["reproduce", "--cache", str(tmp_path)])[0] == 0
+    assert any(path.name.startswith("jit__lambda") for path in tmp_path.iterdir())
+    assert dict(jax.config.values) == before
+
+
+@pytest.mark.parametrize("command", ["simulate", "reproduce"])
+@pytest.mark.parametrize(
+    ("cache", "says"), [("file", "file exists"), ("file/in", "not a directory")]
+)
+def test_no_cache_where_a_file_is(tmp_path, monkeypatch, capsys, command, cache, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    code, out, err = run(capsys, [command, "--cache", cache])
+    assert code == 2 and out == ""
+    cure = "give a folder you can write."
+    assert err == f"jaxdyn {command}: --cache {cache}: cannot write there ({says}); {cure}\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_no_cache_without_leave_to_write(tmp_path, monkeypatch, capsys):
+    # Whoever runs the tests may be allowed to write everywhere.
+    def refuse(**_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    code, _, err = run(capsys, [*SMALL, "--cache", str(tmp_path)])
+    assert code == 2 and f"--cache {tmp_path}: cannot write there (permission denied)" in err
+
+
 @pytest.mark.parametrize("args", [[], ["--help"], ["simulate", "--help"], ["reproduce", "--help"]])
 def test_help(capsys, args):
     code, out, _ = run(capsys, args)
@@ -150,7 +208,8 @@ def test_help(capsys, args):
 def test_version_and_what_import_leaves_out():
     code = (
         "import sys, jaxdyn, jaxdyn.cli\n"
-        "assert not {'tyro', 'matplotlib'} & set(sys.modules), 'imported too much'\n"
+        "heavy = {'tyro', 'matplotlib', 'tqdm', 'optax', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
         "import jax; assert not jax.config.jax_enable_x64\n"
         "sys.argv = ['jaxdyn', '--version']; jaxdyn.cli.main()"
     )

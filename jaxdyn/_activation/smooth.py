@@ -14,6 +14,7 @@ from .numerics import (
     grow,
     log_cosh,
     magnitude,
+    once,
     ordered,
     positive,
     product,
@@ -148,7 +149,7 @@ class Arctan(AbstractActivation):
             return [jnp.arctan(x[0])], [1 + x[0] * x[0]]
         s, q = aux  # q = 1 + x^2, q s' = x'
         rest = sum(((k - j) * (q[j] * s[k - j]) for j in range(1, k)), start=jnp.zeros_like(x[0]))
-        return [*s, (v[k - 1] - rest) / (k * q[0])], [*q, square(x, k)]
+        return [*s, once(v[k - 1] - rest) / (k * q[0])], [*q, square(x, k)]
 
 
 class Erf(AbstractActivation):
@@ -190,7 +191,10 @@ class Erf(AbstractActivation):
             return [erf(x[0])], [self._slope(x[0])], [x[0] * x[0]]
         s, g, y = aux  # y = x^2, g = s'(x), g' = -y' g
         y = [*y, square(x, k)]
-        g = [*g, -sum(j * (y[j] * g[k - j]) for j in range(1, k + 1)) / k]
+        g = [
+            *g,
+            -once(sum((j * (y[j] * g[k - j]) for j in range(2, k + 1)), start=y[1] * g[k - 1])) / k,
+        ]
         return [*s, product(g, v, k - 1) / k], g, y
 
 
@@ -236,8 +240,8 @@ class ISRU(AbstractActivation):
             return [self._value(x[0])], [1 / self._root(x[0])], [1 + self.alpha * x[0] * x[0]]
         _, r, q = aux  # q = 1 + alpha x^2, r = q^(-1/2), q r' = -q' r / 2, s = x r
         q = [*q, self.alpha * square(x, k)]
-        terms = ((k - 0.5 * j) * (q[j] * r[k - j]) for j in range(1, k + 1))
-        r = [*r, -sum(terms) / (k * q[0])]
+        terms = [(k - 0.5 * j) * (q[j] * r[k - j]) for j in range(1, k + 1)]
+        r = [*r, -once(sum(terms[1:], start=terms[0])) / (k * q[0])]
         return [*aux[0], product(x, r, k)], r, q
 
 

@@ -67,8 +67,8 @@ class EnergyShell(eqx.Module):
                 keep = np.asarray(keep)
         self.keep = None if keep is None else jnp.asarray(keep, _float(keep))
 
-    def direction(self, g: Float[Array, " n"]) -> Float[Array, " n"]:
-        """g, or its part orthogonal to the rows of `keep`."""
+    def direction(self, g: Float[Array, "n *b"]) -> Float[Array, "n *b"]:
+        """g, or its part orthogonal to the rows of `keep`; of one state or of a batch."""
         return g if self.keep is None else g - self.keep.T @ (self.keep @ g)
 
     def force(self, energy: Float[Array, ""], g: Float[Array, " n"]) -> Float[Array, " n"]:

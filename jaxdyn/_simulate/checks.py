@@ -21,9 +21,10 @@ def check_types(**arguments) -> None:
         "cell": "a jaxdyn.PoissonCell or jaxdyn.AntisymmetricCell",
         "solver": "a solver object such as jaxdyn.Strang() or diffrax.Tsit5()",
         "saveat": "a diffrax.SaveAt",
-        "adjoint": "a diffrax adjoint such as diffrax.RecursiveCheckpointAdjoint()",
+        "adjoint": "a jaxdyn.ReversibleAdjoint or a diffrax adjoint",
         "stepsize_controller": "a diffrax controller such as diffrax.PIDController(rtol=, atol=)",
         "event": "a diffrax.Event",
+        "engine": "a jaxdyn.Threads",
     }
     for name, (value, kind) in arguments.items():
         if not isinstance(value, kind) and (value is not None or name == "cell"):

@@ -17,39 +17,84 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from .._cell import AbstractCell, AbstractInputs
 from .._solver import AbstractCellSolver
+from .results import succeeded
 from .schedule import Rows
+
+
+class Saving(eqx.Module):
+    """The user's `fn(t, x, args)` as a function of (t, x, i), i the number of a trajectory."""
+
+    fn: Callable[[Array, Array, Any], PyTree]
+    inputs: AbstractInputs
+
+    def __call__(self, t: Array, x: Array, i: Array) -> PyTree:
+        return self.fn(t, x, self.inputs(i))
+
+
+class Rollout(eqx.Module):
+    """A fixed-step solve of a batch: what it depends on, and what can be differentiated."""
+
+    solver: AbstractCellSolver
+    cell: AbstractCell
+    inputs: AbstractInputs
+    x0: Float[Array, "..."]
+    t0: Float[Array, ""]
+    dt: Float[Array, ""]
+    fn: Callable[[Array, Array, Array], PyTree] | None
+    """`fn(t, x, i)` is what to save of trajectory i; None saves x."""
+
+    def time(self, k: Array) -> Array:
+        return self.t0 + k.astype(self.x0.dtype) * self.dt
+
+    def advance(self, prepared: Any, t: Array, dt: Array, x: Array) -> Array:
+        return self.solver.advance_batch(prepared, t, dt, x, self.inputs)
+
+    def output(self, x: Array, k: Array, side: Array | None) -> tuple[PyTree, Bool[Array, " b"]]:
+        """What is saved after `k` steps, state `x`, and a fraction `side` of one more."""
+        at = self.time(k)
+        if side is not None:
+            h, end = side * self.dt, at
+            x = jax.lax.cond(
+                side != 0, lambda x: self.advance(self.cell, end, h, x), lambda x: x, x
+            )
+            at = end + h
+        finite = jnp.all(jnp.isfinite(x), axis=0)
+        if self.fn is None:
+            return x, finite
+        save = jax.vmap(self.fn, in_axes=(None, 1, 0))
+        return save(at, x, jnp.arange(x.shape[1])), finite
+
+
+def laid_out(rollout: Rollout) -> Rollout:
+    """`rollout`, given with x0 (n,) or (b, n), with the batch in the minor axis."""
+    return eqx.tree_at(lambda r: r.x0, rollout, jnp.atleast_2d(rollout.x0).T)
+
+
+def collect(
+    given: Rollout, rows: Rows, outs: PyTree, finite: Array
+) -> tuple[PyTree, Bool[Array, "*b"], Any]:
+    """Of the outputs of all rows those to keep, leading axes (b, t), or (t,) for a `given` x0 (n,);
+    which trajectories stayed finite, and their results."""
+    if not rows.all_kept:
+        outs = jax.tree.map(lambda leaf: leaf[rows.kept], outs)
+    finite = finite[-1]
+    if given.fn is None:
+        outs = jnp.moveaxis(outs, -1, 0)
+    else:
+        outs = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), outs)
+    if given.x0.ndim == 1:
+        outs, finite = jax.tree.map(lambda leaf: leaf[0], (outs, finite))
+    return outs, finite, succeeded(finite)
 
 
 @eqx.filter_jit
 def integrate(
-    solver: AbstractCellSolver,
-    cell: AbstractCell,
-    inputs: AbstractInputs,
-    x0: Float[Array, "b n"],
-    t0: Float[Array, ""],
-    dt: Float[Array, ""],
-    rows: Rows,
-    fn: Callable[[Array, Array, Any], PyTree] | None,
-    meter: diffrax.AbstractProgressMeter | None,
-) -> tuple[PyTree, Bool[Array, " b"]]:
-    """What `fn` makes of the states at the saves, leading axes (b, t); and which stayed finite.
-
-    `fn(t, x, args)` is for one trajectory; None saves x.
-    """
-    members = jnp.arange(x0.shape[0])
-    prepared = solver.prepare(cell, dt)
+    given: Rollout, rows: Rows, meter: diffrax.AbstractProgressMeter | None
+) -> tuple[PyTree, Bool[Array, "*b"], Any]:
+    """What `fn` makes of the states at the saves; which trajectories stayed finite; results."""
+    rollout = laid_out(given)
+    prepared = rollout.solver.prepare(rollout.cell, rollout.dt)
     total = jnp.sum(rows.count)
-
-    def advance(cell, t, h, x):
-        return solver.advance_batch(cell, t, h, x, inputs)
-
-    def output(t, x):
-        if (save := fn) is None:
-            return x
-        return jax.vmap(lambda x, i: save(t, x, inputs(i)), in_axes=(1, 0))(x, members)
-
-    def time(k):
-        return t0 + k.astype(x0.dtype) * dt
 
     def row(carry, xs):
         x, state = carry
@@ -57,7 +102,7 @@ def integrate(
 
         def step(x, i):
             def move(x):
-                return advance(prepared, time(start + i), dt, x)
+                return rollout.advance(prepared, rollout.time(start + i), rollout.dt, x)
 
             return (jax.lax.cond(i < count, move, lambda x: x, x) if rows.ragged else move(x)), None
 
@@ -65,24 +110,15 @@ def integrate(
             return state if meter is None else meter.step(state, (start + i) / total)
 
         x, state = _checkpointed_scan(step, x, rows.length, tick, state)
-        saved, at = x, time(start + count)
-        if rows.sided:
-            h, end = side * dt, at
-            saved = jax.lax.cond(side != 0, lambda x: advance(cell, end, h, x), lambda x: x, x)
-            at = end + h
-        return (x, state), (output(at, saved), jnp.all(jnp.isfinite(saved), axis=0))
+        return (x, state), rollout.output(x, start + count, side if rows.sided else None)
 
     state = None if meter is None else meter.init()
     (_, state), (outs, finite) = jax.lax.scan(
-        row, (x0.T, state), (rows.start, rows.count, rows.side)
+        row, (rollout.x0, state), (rows.start, rows.count, rows.side)
     )
     if meter is not None:
         meter.close(state)
-    if not rows.all_kept:
-        outs = jax.tree.map(lambda leaf: leaf[rows.kept], outs)
-    if fn is None:
-        return jnp.moveaxis(outs, -1, 0), finite[-1]
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), outs), finite[-1]
+    return collect(given, rows, outs, finite)
 
 
 def _checkpointed_scan(step: Callable, x: Any, length: int, tick: Callable, state: Any) -> Any:

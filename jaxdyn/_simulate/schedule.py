@@ -84,10 +84,10 @@ class Rows(eqx.Module):
     steps ends its row with a side step, a fraction `side` of a step, from which nothing goes on.
     """
 
-    start: Int[Array, " r"]
-    count: Int[Array, " r"]
-    side: Float[Array, " r"]
-    kept: Int[Array, " t"]
+    start: Int[Array | np.ndarray, " r"]
+    count: Int[Array | np.ndarray, " r"]
+    side: Float[Array | np.ndarray, " r"]
+    kept: Int[Array | np.ndarray, " t"]
     length: int = eqx.field(static=True)
     ragged: bool = eqx.field(static=True)
     sided: bool = eqx.field(static=True)
@@ -111,11 +111,12 @@ def rows(steps: np.ndarray, side: np.ndarray, dtype: np.dtype) -> Rows:
         count.append(end - first)
         last.append(extra)
         kept.append(len(start) - 1)
+    integer = jnp.result_type(int)
     return Rows(
-        start=jnp.asarray(np.array(start)),
-        count=jnp.asarray(np.array(count)),
-        side=jnp.asarray(np.array(last), dtype),
-        kept=jnp.asarray(np.array(kept)),
+        start=np.array(start, integer),
+        count=np.array(count, integer),
+        side=np.array(last, dtype),
+        kept=np.array(kept, integer),
         length=length,
         ragged=any(c != length for c in count),
         sided=any(e != 0 for e in last),

@@ -1,13 +1,13 @@
 from typing import Any
 
 import diffrax
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .._cell import AbstractCell, cast
 from .._solver import RK4, AbstractCellSolver, Strang
-from .._types import Args, RealScalar
+from .._types import Args, RealScalar, is_traced
+from .adjoint import ReversibleAdjoint, check_reversible
 from .checks import (
     check_event,
     check_flags,
@@ -19,9 +19,12 @@ from .checks import (
     inputs_of,
     is_count,
 )
-from .results import raise_failures, succeeded
-from .scan import integrate
+from .memory import check_memory
+from .results import raise_failures
+from .reversible import integrate_reversibly
+from .scan import Rollout, Saving, integrate
 from .schedule import SAVE_STATE, Span, plan_saves, rows, subs_of
+from .threads import Threads, check_threads, integrate_in_threads
 from .through_diffrax import by_diffrax
 
 
@@ -40,6 +43,7 @@ def simulate(
     stepsize_controller: diffrax.AbstractStepSizeController | None = None,
     event: diffrax.Event | None = None,
     max_steps: int | None = None,
+    engine: Threads | None = None,
     progress: bool = False,
     throw: bool = True,
 ) -> diffrax.Solution:
@@ -73,14 +77,17 @@ def simulate(
       saves something else than the state of one trajectory. Save times between steps are reached
       by a shortened side step, never by interpolation (diffrax's solvers interpolate). The scan
       ends at the last save.
-    - `adjoint`: a diffrax adjoint. Default: the scan, differentiable in forward and reverse mode,
-      with square-root checkpointing.
+    - `adjoint`: [`jaxdyn.ReversibleAdjoint`][], for gradients in memory that does not grow with
+      the number of steps, or a diffrax adjoint. Default: the scan, differentiable in forward and
+      reverse mode, with square-root checkpointing.
     - `stepsize_controller`: a diffrax controller, e.g. `diffrax.PIDController(rtol=, atol=)`, for
       solvers with an error estimate ([`jaxdyn.Taylor`][], diffrax's). Default: constant steps.
     - `event`: a `diffrax.Event`.
     - `max_steps`: the most steps diffrax may take. Default: what a fixed step needs; else 2^20, or
       4096 where every step is stored.
-    - `progress`: show a progress bar.
+    - `engine`: [`jaxdyn.Threads`][], to share a batch among the cores of a CPU. Default: one
+      program for all, which jit, grad and vmap can be applied to.
+    - `progress`: show a progress bar (without `adjoint` and `engine`).
     - `throw`: raise if a trajectory fails; if False, look at `.result`, one for each trajectory
       (`diffrax.RESULTS.nonlinear_divergence` where the state became infinite or NaN).
 
@@ -100,32 +107,62 @@ def simulate(
         adjoint=(adjoint, diffrax.AbstractAdjoint),
         stepsize_controller=(stepsize_controller, diffrax.AbstractStepSizeController),
         event=(event, diffrax.Event),
+        engine=(engine, Threads),
     )
     check_flags(progress=progress, throw=throw)
+    if progress and (engine is not None or isinstance(adjoint, ReversibleAdjoint)):
+        raise ValueError(
+            "`progress=True` goes with neither `engine=jaxdyn.Threads` nor "
+            "`adjoint=jaxdyn.ReversibleAdjoint`; leave it out."
+        )
     check_event(event)
     x0 = check_x0(cell, x0)
     span = check_times(t0, t1, dt, n_steps, x0.dtype)
     saveat = check_saveat(diffrax.SaveAt(t1=True) if saveat is None else saveat, span)
+    fixed = stepsize_controller is None or isinstance(stepsize_controller, diffrax.ConstantStepSize)
+    undoing = adjoint if isinstance(adjoint, ReversibleAdjoint) else None
+    every = None if undoing is None else undoing.checkpoint_every
+    check_memory(x0, saveat, span.n_steps if fixed else 0, every)
     if max_steps is not None and (not is_count(max_steps) or max_steps < 1):
         raise ValueError(f"`max_steps` must be a positive integer or None, got {max_steps!r}.")
     solver = default_solver(cell) if solver is None else solver
     check_solver(solver, cell, adjoint, stepsize_controller)
+    if isinstance(adjoint, ReversibleAdjoint):
+        check_reversible(adjoint, solver, cell, args)
+    if engine is not None:
+        check_threads(x0, adjoint, cell, args, dt, t0)
     cell = cast(cell, x0.dtype)
     inputs = inputs_of(cell, args, x0, span)
-    fixed = stepsize_controller is None or isinstance(stepsize_controller, diffrax.ConstantStepSize)
-
     plan = None
     if (
         isinstance(solver, AbstractCellSolver)
         and not isinstance(solver, diffrax.AbstractWrappedSolver)
         and fixed
-        and adjoint is None
+        and (adjoint is None or undoing is not None)
         and event is None
         and (max_steps is None or span.n_steps <= max_steps)
     ):
         plan = plan_saves(saveat, span)
     if plan is not None:
-        solution = by_scan(solver, cell, inputs, x0, span, plan, saveat.subs.fn, progress)
+        fn = saveat.subs.fn
+        solution, finite = by_scan(
+            solver, cell, inputs, x0, span, plan, fn, progress, undoing, engine
+        )
+        # Looking first costs nothing where the values are known, and saves half a millisecond.
+        throw = throw and (is_traced(finite) or not np.all(finite))
+    elif engine is not None:
+        raise ValueError(
+            "`engine=jaxdyn.Threads` is for solvers of ours with fixed steps and concrete save "
+            "times, without `event`, a `max_steps` that is too few, or SaveAt's dense, "
+            "solver_state, controller_state and several subs; leave it out."
+        )
+    elif undoing is not None:
+        raise ValueError(
+            "`adjoint=jaxdyn.ReversibleAdjoint` is for fixed steps with concrete save times, and "
+            "without `event`, a `max_steps` that is too few, or SaveAt's dense, solver_state, "
+            "controller_state and several subs; change those, or use "
+            "adjoint=diffrax.RecursiveCheckpointAdjoint()."
+        )
     else:
         controller = diffrax.ConstantStepSize() if fixed else stepsize_controller
         solution = by_diffrax(
@@ -150,38 +187,49 @@ def default_solver(cell: AbstractCell) -> AbstractCellSolver:
     return Strang()
 
 
-def by_scan(solver, cell, inputs, x0, span, plan, fn, progress) -> diffrax.Solution:
-    dtype = x0.dtype
-    ys, finite = integrate(
-        solver,
-        cell,
-        inputs,
-        jnp.atleast_2d(x0),
-        jnp.asarray(span.t0, dtype),
-        jnp.asarray(span.dt, dtype),
-        rows(plan.steps, plan.side, dtype),
-        None if fn is SAVE_STATE else fn,
-        diffrax.TqdmProgressMeter() if progress else None,
-    )
-    if x0.ndim == 1:
-        ys, finite = jax.tree.map(lambda leaf: leaf[0], (ys, finite))
-    return diffrax.Solution(
-        t0=jnp.asarray(span.t0, dtype),
-        t1=jnp.asarray(span.t1, dtype),
-        ts=jnp.asarray(plan.times, dtype),
+def by_scan(
+    solver,
+    cell,
+    inputs,
+    x0,
+    span,
+    plan,
+    fn,
+    progress,
+    adjoint: ReversibleAdjoint | None,
+    engine: Threads | None,
+) -> tuple[diffrax.Solution, Any]:
+    """The solution, and which trajectories stayed finite."""
+    t0, dt = jnp.asarray(span.t0, x0.dtype), jnp.asarray(span.dt, x0.dtype)
+    saving = None if fn is SAVE_STATE else Saving(fn, inputs)
+    rollout = Rollout(solver, cell, inputs, x0, t0, dt, saving)
+    when = rows(plan.steps, plan.side, x0.dtype)
+    if adjoint is not None:
+        ys, finite, result = integrate_reversibly(rollout, when, int(plan.steps[-1]), adjoint)
+    elif engine is not None:
+        ys, finite, result = integrate_in_threads(rollout, when, engine)
+    else:
+        meter = diffrax.TqdmProgressMeter() if progress else None
+        ys, finite, result = integrate(rollout, when, meter)
+    num_steps = np.full(finite.shape, plan.steps[-1] + np.count_nonzero(plan.side))
+    stats = {"num_steps": jnp.asarray(num_steps), "max_steps": None}
+    if adjoint is not None:
+        stats["checkpoint_every"] = adjoint.checkpoint_every
+    solution = diffrax.Solution(
+        t0=t0,
+        t1=jnp.asarray(span.t1, x0.dtype),
+        ts=jnp.asarray(plan.times, x0.dtype),
         ys=ys,
         interpolation=None,
         # To the last save: what comes after it is not integrated.
-        stats={
-            "num_steps": jnp.full(finite.shape, plan.steps[-1] + np.count_nonzero(plan.side)),
-            "max_steps": None,
-        },
-        result=succeeded(finite),
+        stats=stats,
+        result=result,
         solver_state=None,
         controller_state=None,
         made_jump=None,
         event_mask=None,
     )
+    return solution, finite
 
 
 def default_max_steps(saveat, span: Span | None) -> int:

@@ -14,12 +14,30 @@ from .._cell import AbstractCell, AbstractInputs
 from .._types import Args
 
 
+class Step(eqx.Module):
+    """What step `k` depends on besides the state; as `wanted`, which of it to differentiate by."""
+
+    cell: Any
+    inputs: Any
+    t0: Any
+    dt: Any
+    k: Any = 0
+
+    @property
+    def t(self) -> Float[Array, ""]:
+        return self.t0 + self.k * self.dt
+
+
 class AbstractCellSolver(diffrax.AbstractSolver[None]):
     """A one-step method for our cells, and a diffrax solver.
 
     The work is in `advance`, which `simulate` calls with a constant step; `step` is what diffrax
     calls, and does no more than take the cell out of its term.
     """
+
+    reversible: ClassVar[bool] = False
+    """Whether a step of -dt undoes a step of dt, as `undo_batch` needs; and `prepare` does not
+    depend on dt."""
 
     term_structure: ClassVar = diffrax.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., diffrax.AbstractLocalInterpolation]] = (
@@ -56,12 +74,61 @@ class AbstractCellSolver(diffrax.AbstractSolver[None]):
 
         return jax.vmap(one, in_axes=(1, 0), out_axes=1)(x, jnp.arange(x.shape[1]))
 
-    def prepare(self, cell: AbstractCell, dt: Float[Array, ""]) -> AbstractCell:
-        """`cell` with everything that does not change from step to step worked out once.
+    def start(self, x: Float[Array, "n b"]) -> Float[Array, "n b"]:
+        """The states that a solve from `x` really starts from."""
+        return x
+
+    def memo_steps(self, cell: Any, batch: int) -> int:
+        """For how many steps `open_memo` should be asked at a time."""
+        return 64
+
+    def open_memo(self, prepared: Any, step: Step, x: Array, ct: Array, steps: int, wanted: Step):
+        """Room for the gradients of `steps` steps, which will be undone from the state `x` of
+        cotangent `ct`."""
+        return jax.tree.map(jnp.zeros_like, eqx.filter(step, wanted))
+
+    def undo_batch(
+        self,
+        prepared: Any,
+        step: Step,
+        x: Float[Array, "n b"],
+        ct: Float[Array, "n b"],
+        memo: Any,
+        place: Array,
+        wanted: Step,
+    ) -> tuple[Float[Array, "n b"], Float[Array, "n b"], Any]:
+        """Undoes the step that ended in `x`, and pulls the cotangent `ct` of `x` back through it.
+
+        `prepared` is `prepare(step.cell, dt)`; `wanted` has a bool for every leaf of `step`; `memo`
+        is of `open_memo`. Returns the state before the step, its cotangent,
+        and `memo` with the gradient of the step noted at `place` = 0, 1, ..., for those leaves of
+        `step` for which `wanted` is True.
+        """
+        before = self.advance_batch(prepared, step.t + step.dt, -step.dt, x, step.inputs)
+        free, fixed = eqx.partition(step, wanted)
+
+        def forward(free, x):
+            s = eqx.combine(free, fixed)
+            return self.advance_batch(s.cell, s.t, s.dt, x, s.inputs)
+
+        _, vjp = jax.vjp(forward, free, before)
+        gradient, ct = vjp(ct)
+        return before, ct, jax.tree.map(jnp.add, memo, gradient)
+
+    def close_memo(self, memo: Any) -> Step:
+        """The gradient of all steps noted."""
+        return memo
+
+    def form(self, cell: AbstractCell) -> AbstractCell:
+        """`cell` with W as the method takes it."""
+        return materialise(cell)
+
+    def prepare(self, cell: AbstractCell, dt: Float[Array, ""]) -> Any:
+        """`form(cell)`, with everything that does not change from step to step worked out once.
 
         The result stands for `cell` in calls of `advance` with this very `dt`.
         """
-        return materialise(cell)
+        return self.form(cell)
 
     def converged(self, x1: Float[Array, " n"]) -> Bool[Array, ""] | bool:
         """Whether the step that made `x1` succeeded; explicit methods always do."""

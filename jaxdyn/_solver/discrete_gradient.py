@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -18,6 +20,8 @@ class DiscreteGradient(AbstractCellSolver):
 
     Source: McLachlan, Quispel and Robidoux, Phil. Trans. R. Soc. A 357 (1999).
     """
+
+    reversible: ClassVar = True
 
     def order(self, terms) -> int:
         return 2

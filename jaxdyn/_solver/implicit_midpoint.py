@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -17,6 +19,8 @@ class ImplicitMidpoint(AbstractCellSolver):
 
     Source: Hairer, Lubich and Wanner, Geometric Numerical Integration, IV.2 and VII.4.
     """
+
+    reversible: ClassVar = True
 
     def order(self, terms) -> int:
         return 2

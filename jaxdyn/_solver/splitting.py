@@ -10,8 +10,9 @@ On the antisymmetric form y' = s(z), z = W y + b, the shear of unit i is y_i += 
 z carried along it is the same kick, so one routine serves both forms.
 """
 
-import abc
-from typing import Any, ClassVar
+import math
+from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -19,23 +20,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .._cell import AbstractCell, AbstractInputs, AntisymmetricCell, is_constant_input
+from .._cell import AbstractCell, AbstractInputs, PoissonCell, SharedInput
+from .._skew import FormedSkew
 from .._types import Args
-from .base import AbstractCellSolver, materialise
-from .rk4 import rk4
+from .base import AbstractCellSolver, Step, materialise
+from .blocks import BlockCell, BlockFlows, Memo
+from .classes import ClassFlows
+from .flows import DRIFT, SWEEP, AbstractFlows, Part, snap
 
-# Units are kicked one after the other inside a block, which then moves all others in one matrix
-# product. Of 1, 4, 8, 16, 32 at n = 64 and 256, 4 and 8 are level and the fastest
-# (benchmarks/splitting_block.py).
-BLOCK = 8
-# Up to this many blocks a sweep is unrolled; beyond, it is a loop, to keep compile time flat.
-MAX_UNROLLED_BLOCKS = 16
-# Up to this many class kicks a composition is unrolled and neighbouring kicks are merged.
+# Up to this many pieces of program a composition is unrolled and neighbouring kicks are merged.
 MAX_UNROLLED_KICKS = 64
 # Up to this many classes a sweep goes class by class; compile time grows with their number.
 MAX_CLASSES = 32
 # Up to this many units, kicking single units beats the block sweep.
 MAX_SINGLE_UNITS = 4
+# Notes of about so many numbers are kept at a time while steps are undone (benchmarks/gradient.py).
+MEMO_SIZE = 2**15
 # A block sweep forms W: 2 GiB in float64 at this size.
 MAX_FORMED_UNITS = 16_384
 
@@ -47,18 +47,47 @@ class AbstractSplitting(AbstractCellSolver):
     with the drive, as a coordinate of its own, so driven cells keep the order) and with damping
     where the flow of x' = -s(x) has a closed form. An EnergyShell has no elementary split.
 
+    **Arguments:**
+
+    - `grid`: None, or a power of two such as 2.0**-36: states are rounded to its multiples, and so
+      is every change of them. Such numbers add up without rounding, so that a step of -dt undoes a
+      step of dt bit for bit, for ever, as long as all |x| < 2^53 grid (float64) or 2^24 grid
+      (float32, for which 2.0**-12 fits). The solution changes by about `grid` a kick. For a
+      PoissonCell only.
+
+    **Raises:** ValueError when `grid` is not a power of two.
+
     Uncoupled units move at once: a bipartite or block operator takes two kicks a sweep (the
     leapfrog), a banded one bandwidth + 1. Units that are all coupled move one after the other.
     """
 
+    reversible: ClassVar = True
     coefficients: ClassVar[tuple[float, ...]]
     method_order: ClassVar[int]
+
+    grid: float | None = eqx.field(static=True, default=None, kw_only=True)
+
+    def __check_init__(self):
+        if self.grid is None:
+            return
+        number = isinstance(self.grid, int | float) and not isinstance(self.grid, bool)
+        if not number or math.frexp(self.grid)[0] != 0.5 or not math.isfinite(self.grid):
+            raise ValueError(
+                f"`grid` must be a power of two such as 2.0**-36, or None, got {self.grid!r}: only "
+                "multiples of those add up without rounding."
+            )
 
     def order(self, terms) -> int:
         return self.method_order
 
     def check(self, cell: AbstractCell) -> None:
         name = type(self).__name__
+        if self.grid is not None and not isinstance(cell, PoissonCell):
+            raise ValueError(
+                f"{name} with a `grid` serves a PoissonCell, got {type(cell).__name__}, whose "
+                "z = W y + b does not stay on the grid; leave `grid` out, or simulate z as a "
+                "PoissonCell."
+            )
         if getattr(cell, "regulator", None) is not None:
             raise ValueError(
                 f"{name} cannot split a cell with an EnergyShell regulator, which has no "
@@ -78,83 +107,133 @@ class AbstractSplitting(AbstractCellSolver):
                 "coupling."
             )
 
-    def prepare(self, cell: AbstractCell, dt: Float[Array, ""]) -> "AbstractCell | _BlockCell":
+    def form(self, cell: AbstractCell) -> AbstractCell:
         cell = materialise(cell)
-        return _BlockCell(cell) if _is_sequential(cell) else cell
+        if not _is_sequential(cell) or isinstance(cell.operator, FormedSkew):
+            return cell
+        return eqx.tree_at(lambda c: c.operator, cell, FormedSkew(cell.operator.as_matrix()))
+
+    def prepare(self, cell: AbstractCell, dt: Float[Array, ""]) -> "AbstractCell | BlockCell":
+        cell = self.form(cell)
+        return BlockCell(cell) if _is_sequential(cell) else cell
 
     def advance(
         self,
-        cell: "AbstractCell | _BlockCell",
+        cell: "AbstractCell | BlockCell",
         t: Float[Array, ""],
         dt: Float[Array, ""],
         x: Float[Array, " n"],
         args: Args,
     ) -> Float[Array, " n"]:
-        return self._compose(cell, t, dt, x, args, lambda flow, *state: flow(args, *state))
+        return self._advance(cell, t, dt, x, SharedInput(args), None)
 
     def advance_batch(
         self,
-        cell: "AbstractCell | _BlockCell",
+        cell: "AbstractCell | BlockCell",
         t: Float[Array, ""],
         dt: Float[Array, ""],
         x: Float[Array, "n b"],
         inputs: AbstractInputs,
     ) -> Float[Array, "n b"]:
-        # The loops are outside of the vmap: a loop under vmap moves the batch to the major axis,
-        # which made long compositions and large cells four times slower.
-        members = jnp.arange(x.shape[1])
+        return self._advance(cell, t, dt, x, inputs, x.shape[1])
 
-        def each(flow, *state):
-            in_axes = (0, *[-1] * len(state))
-            mapped = jax.vmap(lambda i, *s: flow(inputs(i), *s), in_axes=in_axes, out_axes=-1)
-            return mapped(members, *state)
-
-        return self._compose(cell, t, dt, x, inputs(members[0]), each)
-
-    def _compose(self, cell, t, dt, x, args, each):
-        """The composition; `each(flow, state)` applies `flow(args, state)` to each trajectory."""
+    def _advance(self, cell, t, dt, x, inputs, batch):
         if isinstance(cell, AbstractCell) and _is_sequential(cell):
             cell = self.prepare(cell, dt)
-        in_blocks = isinstance(cell, _BlockCell)
-        make: Any = _BlockParts if in_blocks else _ClassParts
-        names, kicks = make(cell, dt, args).names, make(cell, dt, args).kicks
-        count = cell.columns.shape[0] if in_blocks else 0
+        flows = self._flows(cell, batch)(Step(_plain(cell), inputs, t, dt))
+        state = flows.begin(self.start(x), t)
+        state = self._fold(flows, flows.apply, state, x.dtype)
+        return flows.end(state)
 
-        def apply(state, name, coefficient, ascending):
-            if count > MAX_UNROLLED_BLOCKS and name == _SWEEP:
-                return sweep(state, coefficient, ascending)
-            return each(
-                lambda u, s: make(cell, dt, u).apply(name, coefficient, ascending, s), state
+    def start(self, x):
+        if self.grid is None:
+            return x
+        digits = jnp.finfo(x.dtype).nmant + 1
+        if self.grid * 2.0**digits < 16 or self.grid < float(jnp.finfo(x.dtype).tiny):
+            raise ValueError(
+                f"`grid` = {self.grid:g} leaves {x.dtype} no room for states beyond "
+                f"{self.grid * 2.0**digits:g}; take 2.0**-{digits - 12} or a coarser one."
             )
+        return snap(x, self.grid)
 
-        def sweep(state, coefficient, ascending):
-            def body(z, i):
-                return each(
-                    lambda u, z, y: make(cell, dt, u).block(coefficient * dt, ascending, i, z, y),
-                    z,
-                    y,
-                )
+    def memo_steps(self, cell: "AbstractCell | BlockCell", batch: int) -> int:
+        return max(1, MEMO_SIZE // (_plain(cell).size * batch))
 
-            t, z, y = state
-            z, pulse = jax.lax.scan(body, z, jnp.arange(count), reverse=not ascending)
-            return t, z, y if pulse is None else y + pulse.reshape(y.shape)
+    def open_memo(self, prepared, step, x, ct, steps, wanted):
+        flows = self._flows(prepared, x.shape[1])(step)
+        if not isinstance(flows, BlockFlows):
+            return super().open_memo(prepared, step, x, ct, steps, wanted)
+        _, to_end = jax.vjp(flows.end, flows.begin(x, step.t))
+        return flows.memo(to_end(ct)[0], wanted, steps * len(self.coefficients) // 2)
 
-        state = each(lambda u, x: make(cell, dt, u).start(t, x), x)
-        if kicks * len(self.coefficients) <= MAX_UNROLLED_KICKS or len(self.coefficients) == 2:
-            for part in _merged(self.coefficients, names):
-                state = apply(state, *part)
-        else:
+    def undo_batch(self, prepared, step, x, ct, memo, place, wanted):
+        # Each elementary flow is undone and differentiated by itself: four times the operations of
+        # a step, where a step back and the derivative of a whole step would take five.
+        make = self._flows(prepared, x.shape[1])
+        flows = make(step)
+        free, fixed = eqx.partition(step, wanted)
 
-            def pair(state, ab):
-                for name in names:
-                    state = apply(state, name, ab[0], True)
-                for name in reversed(names):
-                    state = apply(state, name, ab[1], False)
-                return state, None
+        def pull(fn, state, ct, memo):
+            _, vjp = jax.vjp(lambda f, s: fn(make(eqx.combine(f, fixed)), s), free, state)
+            gradient, ct = vjp(ct)
+            return ct, _noted(memo, gradient)
 
-            ab = jnp.asarray(np.reshape(self.coefficients, (-1, 2)), x.dtype)
-            state, _ = jax.lax.scan(pair, state, ab)
-        return each(lambda u, s: make(cell, dt, u).finish(s), state)
+        def back(part, carry):
+            state, ct, memo = carry
+            if isinstance(flows, BlockFlows) and part.name == SWEEP:
+                slot = place * (len(self.coefficients) // 2) + part.pair
+                return flows.pull(part, state, ct, memo, slot, wanted)
+            state = flows.apply(part.reversed(), state)
+            return state, *pull(lambda f, s: f.apply(part, s), state, ct, memo)
+
+        state = flows.begin(x, step.t + step.dt)
+        _, to_end = jax.vjp(flows.end, state)
+        (ct,) = to_end(ct)
+        if isinstance(flows, BlockFlows):
+            memo = flows.renewed(memo, ct)
+        state, ct, memo = self._fold(flows, back, (state, ct, memo), x.dtype, reverse=True)
+        x = flows.end(state)
+        return x, *pull(lambda f, x: f.begin(x, f.t), x, ct, memo)
+
+    def close_memo(self, memo):
+        return memo.total() if isinstance(memo, Memo) else memo
+
+    def _flows(self, cell: "AbstractCell | BlockCell", batch) -> Callable[[Step], AbstractFlows]:
+        if isinstance(cell, BlockCell):
+            return lambda step: BlockFlows(step, batch, self.grid, cell)
+        return lambda step: ClassFlows(step, batch, self.grid)
+
+    def _fold(self, flows, visit, carry, dtype, reverse=False):
+        """`visit(part, carry)` for all parts of a step in order, or in the reverse order."""
+        names, a = flows.names, self.coefficients
+        if flows.kicks * len(a) <= MAX_UNROLLED_KICKS or len(a) == 2:
+            parts = _merged(a, names)
+            for part in reversed(parts) if reverse else parts:
+                carry = visit(part, carry)
+            return carry
+
+        def pair(carry, rows):
+            i, (a, b), (start, middle) = rows
+            parts = [Part(name, a, start, True, i) for name in names]
+            parts += [Part(name, b, middle, False, i) for name in reversed(names)]
+            for part in reversed(parts) if reverse else parts:
+                carry = visit(part, carry)
+            return carry, None
+
+        starts = np.cumsum((0.0, *a[:-1]))
+        rows = [jnp.asarray(np.reshape(v, (-1, 2)), dtype) for v in (a, starts)]
+        return jax.lax.scan(pair, carry, [jnp.arange(len(a) // 2), *rows], reverse=reverse)[0]
+
+
+def _plain(cell: "AbstractCell | BlockCell") -> AbstractCell:
+    return cell.cell if isinstance(cell, BlockCell) else cell
+
+
+def _noted(memo, gradient: Step):
+    """`memo` with one more gradient in it."""
+    total = memo.gradient if isinstance(memo, Memo) else memo
+    total = jax.tree.map(jnp.add, total, gradient)
+    return eqx.tree_at(lambda m: m.gradient, memo, total) if isinstance(memo, Memo) else total
 
 
 def _is_sequential(cell: AbstractCell) -> bool:
@@ -166,222 +245,16 @@ def _is_sequential(cell: AbstractCell) -> bool:
     return n > MAX_SINGLE_UNITS and (classes == n or classes > MAX_CLASSES)
 
 
-_SWEEP = ("sweep",)
-_MERGEABLE = ("damp", "kick")
-
-
-def _merged(coefficients, names):
+def _merged(coefficients: tuple[float, ...], names: list) -> list[Part]:
     """The parts of chi(a_1) chi*(a_2) chi(a_3) ... in order, equal neighbours made into one."""
-    out: list[tuple[tuple, float, bool]] = []
+    out: list[Part] = []
+    start = 0.0
     for i, a in enumerate(coefficients):
         ascending = i % 2 == 0
         for name in names if ascending else reversed(names):
-            if out and out[-1][0] == name and name[0] in _MERGEABLE:
-                out[-1] = (name, out[-1][1] + a, ascending)
+            if out and out[-1].name == name and name not in (DRIFT, SWEEP):
+                out[-1] = out[-1]._replace(coefficient=out[-1].coefficient + a)
             else:
-                out.append((name, a, ascending))
+                out.append(Part(name, a, start, ascending, i // 2))
+        start += a
     return out
-
-
-class _Parts(abc.ABC):
-    """The elementary flows of one cell over one step, each for a fraction of the step.
-
-    State: (t, z, y). Poisson form: z is the state and y is None. Antisymmetric form: y is the
-    state and z = W y + U u(t) + b goes along with it.
-    """
-
-    kicks: int
-    """How many elementary kicks a sweep takes."""
-
-    def __init__(self, cell: AbstractCell, dt: Array, args: Args):
-        self.cell, self.dt, self.args = cell, dt, args
-        self.antisymmetric = isinstance(cell, AntisymmetricCell)
-        self.names: list[tuple] = []
-        moves_with_time = args is not None and not is_constant_input(args)
-        if moves_with_time or (not self.antisymmetric and cell.drive(0.0, args) is not None):
-            self.names.append(("drift",))
-        if cell.damping is not None and not self.antisymmetric:
-            self.names.append(("damp",))
-
-    @abc.abstractmethod
-    def start(self, t: Array, x: Array) -> Any:
-        """The state at (t, x)."""
-
-    @abc.abstractmethod
-    def finish(self, state: Any) -> Array:
-        """x of a state."""
-
-    @abc.abstractmethod
-    def kick(self, name: tuple, h: Array, ascending: bool, state: Any) -> Any:
-        """The shears of the part `name`, over time `h`."""
-
-    def pad(self, x: Array) -> Array:
-        """`x` (n,) in the length of z."""
-        return x
-
-    def drive(self, t: Array) -> Array:
-        drive = self.cell.drive(t, self.args)
-        assert drive is not None
-        return drive
-
-    def preactivation(self, t: Array, y: Array) -> Array:
-        assert isinstance(self.cell, AntisymmetricCell)
-        return self.cell.preactivation(t, y, self.args)
-
-    def apply(self, name, coefficient, ascending, state):
-        h = coefficient * self.dt
-        if name[0] == "drift":
-            return self.drift(h, ascending, state)
-        if name[0] == "damp":
-            t, z, y = state
-            damping = self.cell.damping
-            assert damping is not None
-            tau = h * (self.pad(damping) if damping.ndim else damping)
-            return t, self.cell.activation.relax(z, tau), y
-        return self.kick(name, h, ascending, state)
-
-    def drift(self, h, ascending, state):
-        """Time moves, and the drive with it. The adjoint drives first and moves time after."""
-        t, z, y = state
-        t1 = t + h
-        if self.antisymmetric:
-            change = self.drive(t1) - self.drive(t)
-        else:
-            change = h * self.drive(t1 if ascending else t)
-        return t1, z + self.pad(change), y
-
-    def pulse(self, h, z, y, damping):
-        """What kicked units add to the others, over time h: the integral of s at frozen z."""
-        s = self.cell.activation
-        if not self.antisymmetric or damping is None:
-            return h * s(z)
-        # y_i' = s(z_i - damping y_i) alone: v = z_i - damping y_i relaxes as v' = -damping s(v),
-        # so y_i gains (v - relax(v)) / damping. That cancels for a weak damping, where a
-        # Runge-Kutta step of this scalar equation is exact to rounding instead.
-        v = z - damping * y
-        weak = jnp.abs(damping * h) < 4 * jnp.finfo(v.dtype).eps ** 0.25
-        rate = jnp.where(weak, 1.0, damping)
-        exact = (v - s.relax(v, rate * h)) / rate
-        return jnp.where(weak, rk4(lambda _, g: h * s(v - damping * g), h, h, 0.0 * v), exact)
-
-
-class _ClassParts(_Parts):
-    """Whole classes of uncoupled units at once. y is a tuple of the classes' own parts."""
-
-    def __init__(self, cell, dt, args):
-        super().__init__(cell, dt, args)
-        self.classes = cell.operator.coloring()
-        self.kicks = len(self.classes)
-        self.names += [("kick", c) for c in range(self.kicks)]
-
-    def _damping_of(self, units) -> Array | None:
-        if self.cell.damping is None or self.cell.damping.ndim == 0:
-            return self.cell.damping
-        return self.cell.damping[units]
-
-    def start(self, t, x):
-        if not self.antisymmetric:
-            return t, x, None
-        return t, self.preactivation(t, x), tuple(x[c] for c in self.classes)
-
-    def finish(self, state):
-        _, z, y = state
-        if not self.antisymmetric:
-            return z
-        order = np.concatenate([np.arange(self.cell.size)[c] for c in self.classes])
-        return jnp.concatenate(y)[np.argsort(order)]
-
-    def kick(self, name, h, ascending, state):
-        t, z, y = state
-        c = name[1]
-        units = self.classes[c]
-        pulse = self.pulse(h, z[units], None if y is None else y[c], self._damping_of(units))
-        if y is not None:
-            y = (*y[:c], y[c] + pulse, *y[c + 1 :])
-        return t, z + self.cell.operator.color_mv(c, pulse), y
-
-
-class _BlockCell(eqx.Module):
-    """A cell with W cut into blocks of columns, once a solve: XLA would cut them at every step.
-
-    The last block is padded with units that neither move nor are moved.
-    """
-
-    cell: AbstractCell
-    columns: Float[Array, "k N w"]
-    within: Float[Array, "k w w"]
-
-    def __init__(self, cell: AbstractCell):
-        self.cell = cell
-        k = -(-cell.size // BLOCK)
-        pad = k * BLOCK - cell.size
-        matrix = jnp.pad(cell.operator.as_matrix(), ((0, pad), (0, pad)))
-        self.columns = jnp.moveaxis(matrix.reshape(k * BLOCK, k, BLOCK), 1, 0)
-        self.within = jnp.stack([self.columns[i, i * BLOCK : (i + 1) * BLOCK] for i in range(k)])
-
-
-class _BlockParts(_Parts):
-    """Single units, in blocks: sequential inside a block, one product W[:, block] for the rest.
-
-    z and y are padded to whole blocks.
-    """
-
-    kicks = MAX_UNROLLED_KICKS  # so that a long composition is a loop over pairs of sweeps
-
-    def __init__(self, blocks: _BlockCell, dt, args):
-        super().__init__(blocks.cell, dt, args)
-        self.blocks = blocks
-        self.names.append(_SWEEP)
-        self.padded = blocks.columns.shape[1]
-
-    def pad(self, x):
-        return jnp.pad(x, (0, self.padded - self.cell.size))
-
-    def start(self, t, x):
-        if not self.antisymmetric:
-            return t, self.pad(x), None
-        return t, self.pad(self.preactivation(t, x)), self.pad(x)
-
-    def finish(self, state):
-        _, z, y = state
-        return (z if y is None else y)[: self.cell.size]
-
-    def kick(self, name, h, ascending, state):
-        t, z, y = state
-        k = self.padded // BLOCK
-        pulses: list = [None] * k
-        for i in range(k) if ascending else reversed(range(k)):
-            z, pulses[i] = self.block(h, ascending, i, z, y)
-        return t, z, None if y is None else y + jnp.concatenate(pulses)
-
-    def block(self, h, ascending, i, z, y):
-        """z after the kicks of block `i`, and their pulses (None in the Poisson form)."""
-        damping = self.cell.damping if self.antisymmetric else None
-        if damping is not None:
-            damping = self.pad(jnp.broadcast_to(damping, (self.cell.size,)))
-        units = [
-            None if v is None else jax.lax.dynamic_slice_in_dim(v, i * BLOCK, BLOCK)
-            for v in (z, y, damping)
-        ]
-        pulses = self._pulses(h, ascending, self.blocks.within[i], *units)
-        columns = self.blocks.columns[i]
-        # One pass over z. As one product with `columns` it takes three and half the speed; products
-        # with a single column become broadcasts, and leave the batch in the minor axis.
-        z = z + sum(
-            (columns[:, j : j + 1] @ p for j, p in enumerate(pulses)), start=jnp.zeros((), z.dtype)
-        )
-        return z, None if y is None else jnp.concatenate(pulses)
-
-    def _pulses(self, h, ascending, within, z, y, damping):
-        """Pulses of the units of one block, each seeing the pulses of those before it."""
-        # Slices of length 1, not scalars: under vmap they keep the batch in the minor axis.
-        own = [z[i : i + 1] for i in range(BLOCK)]
-        pulse: list = [None] * BLOCK
-        order = list(range(BLOCK)) if ascending else list(reversed(range(BLOCK)))
-        for position, i in enumerate(order):
-            yi, di = (None if v is None else v[i : i + 1] for v in (y, damping))
-            # Without the barrier XLA works every earlier pulse out again for each later one.
-            pulse[i] = jax.lax.optimization_barrier(self.pulse(h, own[i], yi, di))
-            for j in order[position + 1 :]:
-                own[j] = own[j] + within[j, i] * pulse[i]
-        return pulse

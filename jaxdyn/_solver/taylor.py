@@ -9,9 +9,19 @@ import jax.numpy as jnp
 from jax.experimental.jet import jet
 from jaxtyping import Array, Float
 
-from .._cell import AbstractCell, AntisymmetricCell, PoissonCell, is_constant_input
+from .._cell import (
+    AbstractCell,
+    AbstractInputs,
+    AntisymmetricCell,
+    PoissonCell,
+    is_constant_input,
+)
+from .._skew import AbstractSkewOperator, FormedSkew
 from .._types import Args
 from .base import AbstractCellSolver, own_time, unwrap
+
+# Up to this many units W x is a sum of columns (benchmarks/precision.py, n = 2 and 8).
+MAX_COLUMNS = 8
 
 
 class Taylor(AbstractCellSolver, diffrax.AbstractAdaptiveSolver[None]):
@@ -37,6 +47,8 @@ class Taylor(AbstractCellSolver, diffrax.AbstractAdaptiveSolver[None]):
 
     Source: Jorba and Zou, Experimental Mathematics 14 (2005).
     """
+
+    reversible: ClassVar = True
 
     degree: int = eqx.field(static=True)
 
@@ -64,6 +76,20 @@ class Taylor(AbstractCellSolver, diffrax.AbstractAdaptiveSolver[None]):
         args: Args,
     ) -> Float[Array, " n"]:
         return _horner(coefficients(cell, t, x, args, self.degree), dt)
+
+    def advance_batch(
+        self,
+        cell: AbstractCell,
+        t: Float[Array, ""],
+        dt: Float[Array, ""],
+        x: Float[Array, "n b"],
+        inputs: AbstractInputs,
+    ) -> Float[Array, "n b"]:
+        def drive(i):
+            return _drive_series(cell, t, inputs(i), self.degree)
+
+        drives = jax.vmap(drive, out_axes=-1)(jnp.arange(x.shape[1]))
+        return _horner(_series(cell, x, drives, self.degree), dt)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         cell, direction = unwrap(terms, self)
@@ -106,7 +132,10 @@ def coefficients(
     cell: AbstractCell, t: Array, x: Float[Array, " n"], args: Args, order: int
 ) -> list[Float[Array, " n"]]:
     """The Taylor coefficients x_0, ..., x_order of the solution through `x` at `t`."""
-    drive = _drive_series(cell, t, args, order)
+    return _series(cell, x, _drive_series(cell, t, args, order), order)
+
+
+def _series(cell: AbstractCell, x: Float[Array, "n *b"], drive: list, order: int) -> list:
     if isinstance(cell, AntisymmetricCell):
         return _antisymmetric_series(cell, x, drive, order)
     assert isinstance(cell, PoissonCell)
@@ -114,57 +143,67 @@ def coefficients(
 
 
 def _poisson_series(cell: PoissonCell, x: Array, drive: list, order: int) -> list:
+    damping, regulator = _beside(cell.damping, x), cell.regulator
     xs, vs, aux = [x], [], ()
     energy: list = []
     for k in range(order):
-        aux = _worked_out(cell.activation.series(xs, vs, aux))
+        aux = cell.activation.series(xs, vs, aux)
         s = aux[0]
-        v = cell.operator.mv(s[k])
+        v = _product(cell.operator, s[k])
         if drive[k] is not None:
             v = v + drive[k]
-        if cell.damping is not None:
-            v = v - cell.damping * s[k]
-        if cell.regulator is not None:
+        if damping is not None:
+            v = v - damping * s[k]
+        if regulator is not None:
             # H' = s.x' gives the series of H, and the force is the product of two series.
             if k == 0:
-                energy.append(cell.energy(x) - cell.regulator.energy)
+                height = jnp.sum(cell.activation.potential(x), axis=0, keepdims=True)
+                energy.append(height - regulator.energy)
             else:
-                energy.append(sum(jnp.sum(s[k - 1 - j] * vs[j]) for j in range(k)) / k)
+                power = sum(s[k - 1 - j] * vs[j] for j in range(k))
+                energy.append(jnp.sum(power, axis=0, keepdims=True) / k)
             product: Any = sum((energy[j] * s[k - j] for j in range(1, k + 1)), energy[0] * s[k])
-            v = v - cell.regulator.rate * cell.regulator.direction(product)
+            v = v - regulator.rate * regulator.direction(product)
         vs.append(v)
         xs.append(v / (k + 1))
     return xs
 
 
 def _antisymmetric_series(cell: AntisymmetricCell, y: Array, drive: list, order: int) -> list:
+    damping = _beside(cell.damping, y)
     ys, zs, z_rates, aux = [y], [], [], ()
     for k in range(order):
-        z = cell.operator.mv(ys[k])
+        z = _product(cell.operator, ys[k])
         if drive[k] is not None:
             z = z + drive[k]
-        if cell.damping is not None:
-            z = z - cell.damping * ys[k]
+        if damping is not None:
+            z = z - damping * ys[k]
         zs.append(z)
         if k > 0:
             z_rates.append(k * z)
-        aux = _worked_out(cell.activation.series(zs, z_rates, aux))
+        aux = cell.activation.series(zs, z_rates, aux)
         ys.append(aux[0][k] / (k + 1))
     return ys
 
 
-def _worked_out(aux: tuple[list[Array], ...]) -> tuple[list[Array], ...]:
-    """`aux` with the newest coefficients of all series but the first computed once.
+def _product(operator: AbstractSkewOperator, x: Float[Array, "n *b"]) -> Float[Array, "n *b"]:
+    """W x of one trajectory, or of each in the minor axis."""
+    if x.ndim == 1:
+        return operator.mv(x)
+    if isinstance(operator, FormedSkew) and operator.size <= MAX_COLUMNS:
+        # A tiny matrix product costs more than it computes. Without the barriers XLA works x out
+        # again for every column, and the sum for everything that is made of it.
+        x = jax.lax.optimization_barrier(x)
+        terms = [operator.matrix[:, j : j + 1] * x[j : j + 1] for j in range(operator.size)]
+        return jax.lax.optimization_barrier(sum(terms[1:], start=terms[0]))
+    return jax.vmap(operator.mv, -1, -1)(x)
 
-    XLA on CPU would compute each again inside every later one: O(p^3) operations a step instead of
-    O(p^2), 1.7 times the time at order 14. The first series ends in a product with W, which has it
-    computed anyway, and at orders 0 and 1 there is nothing to save.
-    """
-    if len(aux[0]) <= 2:
-        return aux
-    first, *others = aux
-    barrier = jax.lax.optimization_barrier
-    return first, *([*series[:-1], barrier(series[-1])] for series in others)
+
+def _beside(parameter: Array | None, x: Array) -> Array | None:
+    """A scalar, or (n,) to be broadcast against `x`."""
+    if parameter is None or parameter.ndim == 0:
+        return parameter
+    return parameter.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _drive_series(cell: AbstractCell, t: Array, args: Args, order: int) -> list:
