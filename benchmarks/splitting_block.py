@@ -1,11 +1,11 @@
-"""The block size of the dense sweep, and when to unroll it: constants of _solver/splitting.py."""
+"""The block size of the dense sweep, and when to unroll it: constants of _solver/blocks.py."""
 
 import jax
 import jax.numpy as jnp
 
 import jaxdyn as jd
 from jaxdyn._cell import SharedInput
-from jaxdyn._solver import splitting
+from jaxdyn._solver import blocks as sweep
 
 from .ensemble import DT, bare_rk4, problem
 from .report import TIMING_COLUMNS, Report, Table, timing_cells
@@ -47,8 +47,8 @@ def _strang(cell, x0, steps, block, limit):
     @jax.jit
     def integrate(cell, x):
         t, dt = jnp.zeros((), x.dtype), jnp.asarray(DT, x.dtype)
-        saved = splitting.BLOCK, splitting.MAX_UNROLLED_BLOCKS
-        splitting.BLOCK, splitting.MAX_UNROLLED_BLOCKS = block, limit
+        saved = sweep.BLOCK, sweep.MAX_UNROLLED_BLOCKS
+        sweep.BLOCK, sweep.MAX_UNROLLED_BLOCKS = block, limit
         try:
             prepared = solver.prepare(cell, dt)
 
@@ -57,6 +57,6 @@ def _strang(cell, x0, steps, block, limit):
 
             return jax.lax.scan(step, x.T, None, length=steps)[0].T
         finally:
-            splitting.BLOCK, splitting.MAX_UNROLLED_BLOCKS = saved
+            sweep.BLOCK, sweep.MAX_UNROLLED_BLOCKS = saved
 
     return lambda: integrate(cell, x0)

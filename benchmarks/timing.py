@@ -6,10 +6,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+
+# Their versions are noted where they are installed.
+PEERS = ("numpy", "scipy", "torch", "torchdiffeq", "numba", "heyoka")
 
 
 @dataclass
@@ -84,6 +88,7 @@ def machine() -> dict[str, Any]:
     import jaxlib
 
     devices = jax.devices()
+    peers = {name: _version(name) for name in PEERS}
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
@@ -94,8 +99,16 @@ def machine() -> dict[str, Any]:
         "jaxlib": jaxlib.__version__,
         "diffrax": diffrax.__version__,
         "equinox": equinox.__version__,
+        **{name: version for name, version in peers.items() if version is not None},
         "load": round(os.getloadavg()[0], 1),
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _cpu_model() -> str:
