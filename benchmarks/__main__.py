@@ -12,7 +12,16 @@ import jax
 
 from . import readme
 
-NAMES = ("ensemble", "precision", "energy", "splitting_block", "structured", "gradient", "startup")
+NAMES = (
+    "ensemble",
+    "precision",
+    "energy",
+    "splitting_block",
+    "tiles",
+    "structured",
+    "gradient",
+    "startup",
+)
 
 
 def main() -> int:

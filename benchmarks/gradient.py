@@ -27,14 +27,16 @@ VMAPPED, BATCHED, STORED = "recursive, simulate", "recursive, batch in the state
 LENGTHS = {
     FORWARD: (100, 1_000, 10_000, 100_000, 1_000_000),
     OURS: (100, 1_000, 10_000, 100_000, 1_000_000),
-    DEFAULT: (1_000, 10_000, 100_000),
-    VMAPPED: (10_000, 100_000),
+    DEFAULT: (1_000, 10_000),
+    VMAPPED: (1_000,),
     BATCHED: (1_000, 10_000, 100_000),
     STORED: (100, 1_000),
 }
 DOUBLE = (FORWARD, OURS, DEFAULT, VMAPPED, BATCHED)
 # Seconds after which nothing new is begun: what is left out is named.
-BUDGET = 420
+BUDGET = 480
+# What takes so many seconds a run is run once.
+SLOW = 15.0
 MEMORY = 50.0  # MB
 # Compiling a gradient takes minutes where it goes wrong.
 COMPILE_LIMIT = 150
@@ -108,8 +110,8 @@ def run(quick: bool = False) -> Report:
         "that keeps every step. forward: the loss alone. Each case in a process of its own. "
         "temporary: what XLA allocates beside arguments and results (memory_analysis). resident: "
         "growth of the process's peak resident memory during its first run, the compiler's "
-        f"memory given back before. Medians of {rounds} rounds in turn, of 3 where a round takes "
-        "more than 10 s, one run at a million steps.",
+        f"memory given back before. Medians of {rounds} rounds in turn; what takes longer than "
+        f"{SLOW:g} s is run once.",
         size=(8.0, 4.2),
     )
     done: dict[tuple[str, str, int], Worker] = {}
@@ -124,9 +126,8 @@ def run(quick: bool = False) -> Report:
         cases = [Case(method, steps, n, batch, dtype) for method in methods]
         workers = start(cases, deadline, report.skipped)
         try:
-            runs = 1 if steps == 1_000_000 else rounds
-            able = affordable(workers, runs, done, deadline, report.skipped)
-            race(able, runs, report.skipped)
+            able = affordable(workers, rounds, done, deadline, report.skipped)
+            race(able, rounds, report.skipped)
             done |= {(w.case.method, dtype, steps): w for w in workers}
             if dtype == "float64":
                 agreement(workers, report)
@@ -165,7 +166,7 @@ def start(cases: Sequence[Case], deadline: float, skipped: list[str]) -> list[Wo
 
 
 def affordable(
-    workers: Sequence[Worker], runs: int, done: dict, deadline: float, skipped: list[str]
+    workers: Sequence[Worker], rounds: int, done: dict, deadline: float, skipped: list[str]
 ) -> list[Worker]:
     """Those that can be run in the time left; of the others the compiler's figures remain."""
     left, out = deadline - time.monotonic(), []
@@ -176,8 +177,8 @@ def affordable(
             for (method, dtype, _), other in done.items()
             if (method, dtype) == (case.method, case.dtype) and other.timing.seconds
         ]
-        # A first run, and three rounds at least.
-        estimate = min(known, default=0.0) * case.steps * (1 if runs == 1 else 4)
+        once = min(known, default=0.0) * case.steps
+        estimate = once if once > SLOW else once * (1 + rounds)
         if estimate > max(left, 0.0):
             skipped.append(
                 f"{named(case)}: compiled and not run, as it would take {estimate:.0f} s of the "
@@ -197,16 +198,14 @@ def race(workers: Sequence[Worker], rounds: int, skipped: list[str]) -> None:
             first[worker] = worker.ask("run")
         except RuntimeError as error:
             skipped.append(f"{named(worker.case)}: {error}")
-    workers = list(first)
     for worker, seconds in first.items():
         worker.timing.first = worker.compiled["compile"] + seconds
-        if rounds == 1:
+        if seconds > SLOW:
             worker.timing.seconds.append(seconds)
-    if rounds == 1:
-        return
-    for turn in range(min(rounds, 3) if sum(first.values()) > 10 else rounds):
-        shift = turn % max(len(workers), 1)
-        for worker in [*workers[shift:], *workers[:shift]]:
+    quick = [worker for worker in first if not worker.timing.seconds]
+    for turn in range(rounds):
+        shift = turn % max(len(quick), 1)
+        for worker in [*quick[shift:], *quick[:shift]]:
             worker.timing.seconds.append(worker.ask("run"))
 
 
@@ -261,18 +260,20 @@ def tables(done: dict, dtype: str) -> list[Table]:
 def ratio_of(one: Worker | None, other: Worker | None) -> float | None:
     if one is None or other is None or not (one.timing.seconds and other.timing.seconds):
         return None
+    if len(one.timing.seconds) != len(other.timing.seconds):
+        return one.timing.median / other.timing.median
     return one.timing.ratio(other.timing)
 
 
 def targets(done: dict, order: Sequence[int]) -> list[Target]:
     """A number that could not be measured is NaN, which reaches nothing."""
     out = []
-    headline = [s for s in (10_000, 100_000) if s in order] or order[:1]
-    for steps in headline:
-        for other, bound in ((FORWARD, 5.0), (VMAPPED, 0.7), (BATCHED, 0.7)):
-            ratio = ratio_of(*(done.get((method, "float32", steps)) for method in (OURS, other)))
-            measured = float("nan") if ratio is None else ratio
-            out.append(Target(f"reversible / {other}, {steps:,} steps, float32", measured, bound))
+    for other, bound in ((FORWARD, 5.0), (VMAPPED, 0.7), (BATCHED, 0.7)):
+        both = [s for s in order if {(m, "float32", s) for m in (OURS, other)} <= done.keys()]
+        steps = max(both, default=order[0])
+        ratio = ratio_of(*(done.get((method, "float32", steps)) for method in (OURS, other)))
+        measured = float("nan") if ratio is None else ratio
+        out.append(Target(f"reversible / {other}, {steps:,} steps, float32", measured, bound))
     lengths = [s for s in sorted(order) if s >= 1_000] or order
     ours = [done.get((OURS, "float32", steps)) for steps in lengths]
     span = f"{lengths[0]:,} to {lengths[-1]:,} steps" if None not in ours else "lengths missing"

@@ -5,6 +5,7 @@ near the rounding of float32 are left out: adaptive methods reject steps there w
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,29 +19,17 @@ T1 = 25.0
 TSIT5, DOPRI8 = in_diffrax.Tsit5(), in_diffrax.Dopri8()
 # A method is called with a number of steps (int) or a tolerance (float).
 PEERS: dict[str, tuple[Any, Callable[[Problem, Any], Solve]]] = {
-    "diffrax Tsit5 adaptive, vmapped": (
-        in_diffrax,
-        lambda problem, tol: in_diffrax.adaptive(problem, tol, TSIT5),
-    ),
-    "diffrax Tsit5 fixed, vmapped": (
-        in_diffrax,
-        lambda problem, steps: in_diffrax.fixed(problem, steps, TSIT5),
-    ),
-    "diffrax Tsit5 fixed, batch in state": (
-        in_diffrax,
-        lambda problem, steps: in_diffrax.batched(problem, steps, TSIT5),
-    ),
+    "diffrax Tsit5 adaptive, vmapped": (in_diffrax, partial(in_diffrax.adaptive, solver=TSIT5)),
+    "diffrax Tsit5 fixed, vmapped": (in_diffrax, partial(in_diffrax.fixed, solver=TSIT5)),
+    "diffrax Tsit5 fixed, batch in state": (in_diffrax, partial(in_diffrax.batched, solver=TSIT5)),
     "diffrax Tsit5 adaptive, batch in state": (
         in_diffrax,
-        lambda problem, tol: in_diffrax.batched_adaptive(problem, tol, TSIT5),
+        partial(in_diffrax.batched_adaptive, solver=TSIT5),
     ),
-    "diffrax Dopri8 adaptive, vmapped": (
-        in_diffrax,
-        lambda problem, tol: in_diffrax.adaptive(problem, tol, DOPRI8),
-    ),
+    "diffrax Dopri8 adaptive, vmapped": (in_diffrax, partial(in_diffrax.adaptive, solver=DOPRI8)),
     "diffrax Dopri8 fixed, batch in state": (
         in_diffrax,
-        lambda problem, steps: in_diffrax.batched(problem, steps, DOPRI8),
+        partial(in_diffrax.batched, solver=DOPRI8),
     ),
     "torchdiffeq rk4": (in_torch, in_torch.rk4),
     "torchdiffeq dopri5": (in_torch, in_torch.dopri5),

@@ -141,5 +141,10 @@ def check_state(x: Any, n: int, name: str = "x") -> Float[Array, " n"]:
 
 def cast(cell: AbstractCell, dtype: np.dtype) -> AbstractCell:
     """The cell with every floating-point parameter in `dtype`."""
-    params, static = eqx.partition(cell, eqx.is_inexact_array)
-    return eqx.combine(jax.tree.map(lambda leaf: leaf.astype(dtype), params), static)
+
+    def needed(leaf):
+        return eqx.is_inexact_array(leaf) and leaf.dtype != dtype
+
+    if not any(map(needed, jax.tree.leaves(cell))):
+        return cell
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if needed(leaf) else leaf, cell)

@@ -33,8 +33,6 @@ def evaluate_input(u: Args, t: RealScalar) -> Array:
 class AbstractInputs(eqx.Module):
     """The inputs of a batch: called with the number of a trajectory, gives the input it sees."""
 
-    u: eqx.AbstractVar[Args]
-
     @abc.abstractmethod
     def __call__(self, i: Array | int) -> Args:
         """The input of trajectory `i`."""

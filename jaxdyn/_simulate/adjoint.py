@@ -62,7 +62,9 @@ class ReversibleAdjoint(diffrax.AbstractAdjoint):
         if error is not None:
             error = float(check_number("error", error, "a number > 0"))
             if error <= 0:
-                raise ValueError(f"`error` must be > 0, got {error}; 1e-6 is the default.")
+                raise ValueError(
+                    f"`error` must be > 0, got {error}; None takes the default of x0's precision."
+                )
         self.checkpoint_every = checkpoint_every
         self.error = error
 

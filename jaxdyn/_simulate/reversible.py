@@ -17,8 +17,10 @@ from .._types import is_traced
 from .adjoint import ReversibleAdjoint, check_reversible
 from .checks import check_number, check_solver, check_times, check_types, check_x0, inputs_of
 from .memory import check_memory
-from .scan import Rollout, collect, laid_out
+from .rollout import Rollout, laid_out
+from .scan import collect, judged
 from .schedule import Rows, rows
+from .tiles import in_tiles
 
 MISSED = (
     "The states that came back while the gradient was taken are further off than `error` of the "
@@ -30,19 +32,23 @@ MISSED = (
 
 @eqx.filter_jit
 def integrate_reversibly(
-    given: Rollout, rows: Rows, total: int, adjoint: ReversibleAdjoint
+    given: Rollout, rows: Rows, total: int, adjoint: ReversibleAdjoint, tile: int | None
 ) -> tuple[PyTree, Bool[Array, "*b"], Any]:
     """As `integrate`, with the gradient that `adjoint` describes; `total` counts all steps."""
-    rollout = _without_closures(laid_out(given))
-    solver = rollout.solver
-    formed = solver.form(rollout.cell), solver.start(rollout.x0)
-    rollout = eqx.tree_at(lambda r: (r.cell, r.x0), rollout, formed)
+    formed = eqx.tree_at(lambda r: r.cell, given, given.solver.form(given.cell))
     every = adjoint.checkpoint_every
     error = adjoint.error
     if error is None:
-        error = 1e-6 if rollout.x0.dtype == jnp.float64 else 1e-2
-    outs, finite = _roll(rollout, rows, total, every, error)
-    return collect(given, rows, outs, finite)
+        error = 1e-6 if given.x0.dtype == jnp.float64 else 1e-2
+
+    def solve(state, part, _):
+        rollout = _without_closures(laid_out(part))
+        rollout = eqx.tree_at(lambda r: r.x0, rollout, rollout.solver.start(rollout.x0))
+        outs, finite = _roll(rollout, rows, total, every, error)
+        return state, collect(rollout, rows, outs, finite)
+
+    _, saved = in_tiles(solve, None, formed, tile)
+    return judged(given, *saved)
 
 
 def reversal_interval(
@@ -263,14 +269,13 @@ def _without_closures(rollout: Rollout) -> Rollout:
         fn = eqx.filter_closure_convert(fn, t0, rollout.x0[:, 0], first)
     if not is_constant_input(inputs(0)):
         at = eqx.filter_closure_convert(lambda t, i: evaluate_input(inputs(i), t), t0, first)
-        inputs = _Converted(None, at, t0.dtype)
+        inputs = _Converted(at, t0.dtype)
     return eqx.tree_at(lambda r: (r.inputs, r.fn), rollout, (inputs, fn), is_leaf=_none)
 
 
 class _Converted(AbstractInputs):
     """Inputs as a function of (t, i)."""
 
-    u: None
     at: Callable
     dtype: Any = eqx.field(static=True)
 

@@ -1,8 +1,7 @@
-"""The fixed-step engine: one scan over time whose state is the whole batch.
+"""The fixed-step engine: one scan over time whose state is a batch, or tile after tile of it.
 
-Inside, the state is (n, b), the batch in the minor axis, which is the fast layout on CPU. The
-solver is written for one trajectory and mapped over that axis inside the scan, so the loop itself
-is never batched. Time is t0 + k dt with a constant dt, never accumulated.
+Inside, the state is (n, b), the batch in the minor axis, which is the fast layout on CPU. Loops are
+never batched, and time is t0 + k dt with a constant dt, never accumulated.
 """
 
 import math
@@ -13,75 +12,32 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, PyTree
 
-from .._cell import AbstractCell, AbstractInputs
-from .._solver import AbstractCellSolver
 from .results import succeeded
+from .rollout import Rollout, laid_out
 from .schedule import Rows
-
-
-class Saving(eqx.Module):
-    """The user's `fn(t, x, args)` as a function of (t, x, i), i the number of a trajectory."""
-
-    fn: Callable[[Array, Array, Any], PyTree]
-    inputs: AbstractInputs
-
-    def __call__(self, t: Array, x: Array, i: Array) -> PyTree:
-        return self.fn(t, x, self.inputs(i))
-
-
-class Rollout(eqx.Module):
-    """A fixed-step solve of a batch: what it depends on, and what can be differentiated."""
-
-    solver: AbstractCellSolver
-    cell: AbstractCell
-    inputs: AbstractInputs
-    x0: Float[Array, "..."]
-    t0: Float[Array, ""]
-    dt: Float[Array, ""]
-    fn: Callable[[Array, Array, Array], PyTree] | None
-    """`fn(t, x, i)` is what to save of trajectory i; None saves x."""
-
-    def time(self, k: Array) -> Array:
-        return self.t0 + k.astype(self.x0.dtype) * self.dt
-
-    def advance(self, prepared: Any, t: Array, dt: Array, x: Array) -> Array:
-        return self.solver.advance_batch(prepared, t, dt, x, self.inputs)
-
-    def output(self, x: Array, k: Array, side: Array | None) -> tuple[PyTree, Bool[Array, " b"]]:
-        """What is saved after `k` steps, state `x`, and a fraction `side` of one more."""
-        at = self.time(k)
-        if side is not None:
-            h, end = side * self.dt, at
-            x = jax.lax.cond(
-                side != 0, lambda x: self.advance(self.cell, end, h, x), lambda x: x, x
-            )
-            at = end + h
-        finite = jnp.all(jnp.isfinite(x), axis=0)
-        if self.fn is None:
-            return x, finite
-        save = jax.vmap(self.fn, in_axes=(None, 1, 0))
-        return save(at, x, jnp.arange(x.shape[1])), finite
-
-
-def laid_out(rollout: Rollout) -> Rollout:
-    """`rollout`, given with x0 (n,) or (b, n), with the batch in the minor axis."""
-    return eqx.tree_at(lambda r: r.x0, rollout, jnp.atleast_2d(rollout.x0).T)
+from .tiles import in_tiles, tiles_of
 
 
 def collect(
-    given: Rollout, rows: Rows, outs: PyTree, finite: Array
-) -> tuple[PyTree, Bool[Array, "*b"], Any]:
-    """Of the outputs of all rows those to keep, leading axes (b, t), or (t,) for a `given` x0 (n,);
-    which trajectories stayed finite, and their results."""
+    rollout: Rollout, rows: Rows, outs: PyTree, finite: Array
+) -> tuple[PyTree, Bool[Array, " b"]]:
+    """Of the outputs of all rows those to keep, leading axes (b, t); which trajectories stayed
+    finite."""
     if not rows.all_kept:
         outs = jax.tree.map(lambda leaf: leaf[rows.kept], outs)
-    finite = finite[-1]
-    if given.fn is None:
+    if rollout.fn is None:
         outs = jnp.moveaxis(outs, -1, 0)
     else:
         outs = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), outs)
+    return outs, finite[-1]
+
+
+def judged(
+    given: Rollout, outs: PyTree, finite: Bool[Array, " b"]
+) -> tuple[PyTree, Bool[Array, "*b"], Any]:
+    """Without the batch axis for a `given` x0 (n,); and with the result of each trajectory."""
     if given.x0.ndim == 1:
         outs, finite = jax.tree.map(lambda leaf: leaf[0], (outs, finite))
     return outs, finite, succeeded(finite)
@@ -89,36 +45,43 @@ def collect(
 
 @eqx.filter_jit
 def integrate(
-    given: Rollout, rows: Rows, meter: diffrax.AbstractProgressMeter | None
+    given: Rollout, rows: Rows, meter: diffrax.AbstractProgressMeter | None, tile: int | None
 ) -> tuple[PyTree, Bool[Array, "*b"], Any]:
     """What `fn` makes of the states at the saves; which trajectories stayed finite; results."""
-    rollout = laid_out(given)
-    prepared = rollout.solver.prepare(rollout.cell, rollout.dt)
-    total = jnp.sum(rows.count)
+    prepared = given.solver.prepare(given.cell, given.dt)
+    steps = jnp.sum(rows.count)
+    total = steps * tiles_of(given, tile)
 
-    def row(carry, xs):
-        x, state = carry
-        start, count, side = xs
+    def solve(state, part, number):
+        rollout = laid_out(part)
 
-        def step(x, i):
-            def move(x):
-                return rollout.advance(prepared, rollout.time(start + i), rollout.dt, x)
+        def row(carry, xs):
+            x, state = carry
+            start, count, side = xs
 
-            return (jax.lax.cond(i < count, move, lambda x: x, x) if rows.ragged else move(x)), None
+            def step(x, i):
+                def move(x):
+                    return rollout.advance(prepared, rollout.time(start + i), rollout.dt, x)
 
-        def tick(state, i):
-            return state if meter is None else meter.step(state, (start + i) / total)
+                x = jax.lax.cond(i < count, move, lambda x: x, x) if rows.ragged else move(x)
+                return x, None
 
-        x, state = _checkpointed_scan(step, x, rows.length, tick, state)
-        return (x, state), rollout.output(x, start + count, side if rows.sided else None)
+            def tick(state, i):
+                done = number * steps + start + i
+                return state if meter is None else meter.step(state, done / total)
 
-    state = None if meter is None else meter.init()
-    (_, state), (outs, finite) = jax.lax.scan(
-        row, (rollout.x0, state), (rows.start, rows.count, rows.side)
-    )
+            x, state = _checkpointed_scan(step, x, rows.length, tick, state)
+            return (x, state), rollout.output(x, start + count, side if rows.sided else None)
+
+        (_, state), (outs, finite) = jax.lax.scan(
+            row, (rollout.x0, state), (rows.start, rows.count, rows.side)
+        )
+        return state, collect(rollout, rows, outs, finite)
+
+    state, saved = in_tiles(solve, None if meter is None else meter.init(), given, tile)
     if meter is not None:
         meter.close(state)
-    return collect(given, rows, outs, finite)
+    return judged(given, *saved)
 
 
 def _checkpointed_scan(step: Callable, x: Any, length: int, tick: Callable, state: Any) -> Any:

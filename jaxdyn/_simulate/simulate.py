@@ -22,10 +22,12 @@ from .checks import (
 from .memory import check_memory
 from .results import raise_failures
 from .reversible import integrate_reversibly
-from .scan import Rollout, Saving, integrate
+from .rollout import Rollout, Saving
+from .scan import integrate
 from .schedule import SAVE_STATE, Span, plan_saves, rows, subs_of
 from .threads import Threads, check_threads, integrate_in_threads
 from .through_diffrax import by_diffrax
+from .tiles import tile_size
 
 
 def simulate(
@@ -204,13 +206,15 @@ def by_scan(
     saving = None if fn is SAVE_STATE else Saving(fn, inputs)
     rollout = Rollout(solver, cell, inputs, x0, t0, dt, saving)
     when = rows(plan.steps, plan.side, x0.dtype)
+    tile = tile_size(solver, cell, x0, None)
     if adjoint is not None:
-        ys, finite, result = integrate_reversibly(rollout, when, int(plan.steps[-1]), adjoint)
-    elif engine is not None:
+        total = int(plan.steps[-1])
+        ys, finite, result = integrate_reversibly(rollout, when, total, adjoint, tile)
+    elif engine is not None and x0.ndim == 2:
         ys, finite, result = integrate_in_threads(rollout, when, engine)
     else:
         meter = diffrax.TqdmProgressMeter() if progress else None
-        ys, finite, result = integrate(rollout, when, meter)
+        ys, finite, result = integrate(rollout, when, meter, tile)
     num_steps = np.full(finite.shape, plan.steps[-1] + np.count_nonzero(plan.side))
     stats = {"num_steps": jnp.asarray(num_steps), "max_steps": None}
     if adjoint is not None:

@@ -1,5 +1,6 @@
 """A batch shared among the cores of a CPU."""
 
+import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -7,13 +8,15 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from .._cell import AbstractInputs
-from .._types import Args, is_traced
+from .._types import is_traced
 from .checks import is_count
-from .scan import Rollout, Saving, integrate
+from .rollout import Rollout, part
+from .scan import integrate
 from .schedule import Rows
+from .tiles import tile_size
 
 
 class Threads(eqx.Module):
@@ -64,51 +67,47 @@ def check_threads(x0: Array, adjoint: Any, *known: Any) -> None:
         )
 
 
-class _From(AbstractInputs):
-    """The inputs of trajectories from number `start` on."""
-
-    u: Args
-    inputs: AbstractInputs
-    start: Array
-
-    def __call__(self, i: Array | int) -> Args:
-        return self.inputs(self.start + i)
-
-
 def integrate_in_threads(rollout: Rollout, rows: Rows, engine: Threads) -> Any:
-    """As `integrate`, with the batch in as many parts as there are threads.
+    """As `integrate`, of a batch in as many parts as there are threads.
 
     All parts have one size, so that one program serves all; the last overlaps the one before it.
     """
-    batch = rollout.x0.shape[0] if rollout.x0.ndim == 2 else 1
+    batch = rollout.x0.shape[0]
     size = -(-batch // engine.count())
-    if size == batch:
-        return integrate(rollout, rows, None)
-    starts = [min(start, batch - size) for start in range(0, batch, size)]
+    share = None if size == batch else size
+    tile = tile_size(rollout.solver, rollout.cell, rollout.x0, share)
+    if share is None:
+        return integrate(rollout, rows, None, tile)
+    # Equinox's own jit would take all apart in every thread, at half a millisecond each.
+    arrays, rest = eqx.partition((rollout, rows), eqx.is_array)
+    leaves, structure = jax.tree.flatten(arrays)
     x64 = jax.config.jax_enable_x64  # what a thread sees of it is its own
 
     def solve(start: int) -> Any:
         with jax.enable_x64(x64):
-            return jax.block_until_ready(_part(rollout, rows, jnp.asarray(start), size))
+            out = _part(leaves, np.int32(start), structure, rest, size, tile)
+            return jax.block_until_ready(out)
 
-    with ThreadPoolExecutor(len(starts) - 1) as pool:
-        others = [pool.submit(solve, start) for start in starts[1:]]
-        parts = [solve(starts[0]), *(other.result() for other in others)]
+    starts = [min(start, batch - size) for start in range(0, batch, size)]
+    others = [_pool(len(starts) - 1).submit(solve, start) for start in starts[1:]]
+    parts = [solve(starts[0]), *(other.result() for other in others)]
     return _joined(parts, len(starts) * size - batch)
 
 
-@eqx.filter_jit
-def _part(rollout: Rollout, rows: Rows, start: Array, size: int) -> Any:
+@functools.cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, "jaxdyn")
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _part(leaves, start, structure, rest, size: int, tile: int | None) -> Any:
     """The solve of trajectories `start`, ..., `start + size - 1`."""
-    inputs = _From(None, rollout.inputs, start)
+    rollout, rows = eqx.combine(jax.tree.unflatten(structure, leaves), rest)
     x0 = jax.lax.dynamic_slice_in_dim(rollout.x0, start, size)
-    part = eqx.tree_at(lambda r: (r.x0, r.inputs), rollout, (x0, inputs))
-    if isinstance(part.fn, Saving):
-        part = eqx.tree_at(lambda r: r.fn.inputs, part, inputs)
-    return integrate(part, rows, None)
+    return integrate(part(rollout, x0, start.astype(int)), rows, None, tile)
 
 
-@eqx.filter_jit
+@functools.partial(jax.jit, static_argnums=1)
 def _joined(parts: list, overlap: int) -> Any:
     """The parts one after the other; the last without its first `overlap` trajectories."""
     last = jax.tree.map(lambda leaf: leaf[overlap:], parts[-1])

@@ -74,6 +74,11 @@ class AbstractCellSolver(diffrax.AbstractSolver[None]):
 
         return jax.vmap(one, in_axes=(1, 0), out_axes=1)(x, jnp.arange(x.shape[1]))
 
+    def tile(self, cell: AbstractCell, itemsize: int, shared: bool) -> int | None:
+        """How many trajectories, of numbers of `itemsize` bytes, are best solved at a time on a
+        CPU, where it does other work too if `shared`; None for as many as there are."""
+        return None
+
     def start(self, x: Float[Array, "n b"]) -> Float[Array, "n b"]:
         """The states that a solve from `x` really starts from."""
         return x
@@ -186,3 +191,8 @@ def own_time(t0, t1, direction, dtype) -> tuple[Array, Array]:
     t0 = jnp.asarray(t0, dtype) * jnp.asarray(direction, dtype)
     t1 = jnp.asarray(t1, dtype) * jnp.asarray(direction, dtype)
     return t0, t1 - t0
+
+
+def beside(parameter: Array, x: Float[Array, "n *b"]) -> Array:
+    """A scalar as it is, or (n,) to be broadcast against `x`."""
+    return parameter if parameter.ndim == 0 else parameter.reshape(-1, *[1] * (x.ndim - 1))

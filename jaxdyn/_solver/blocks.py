@@ -10,7 +10,7 @@ from jax.lax import optimization_barrier as barrier
 from jaxtyping import Array, Float
 
 from .._cell import AbstractCell
-from .base import Step
+from .base import Step, beside
 from .flows import SWEEP, AbstractFlows, Part
 
 # Units are kicked one after the other inside a block, which then moves all others in one matrix
@@ -157,7 +157,7 @@ class BlockFlows(AbstractFlows):
         damping = self.cell.damping if self.antisymmetric else None
         if damping is not None:
             damping = self.pad(jnp.broadcast_to(damping, (self.cell.size,)))
-            damping = jnp.broadcast_to(_beside(damping, z), z.shape)
+            damping = jnp.broadcast_to(beside(damping, z), z.shape)
 
         def kick(z, i):
             return self._block(h, part.ascending, i, z, y, damping)
@@ -203,8 +203,3 @@ def _rows(v: Array, i: Any) -> Array:
     if isinstance(i, int):
         return v[i * BLOCK : (i + 1) * BLOCK]
     return jax.lax.dynamic_slice_in_dim(v, i * BLOCK, BLOCK)
-
-
-def _beside(v: Array, x: Array) -> Array:
-    """`v` (n,), to be broadcast against `x` (n, ...)."""
-    return v.reshape(-1, *[1] * (x.ndim - 1))

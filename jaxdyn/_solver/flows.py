@@ -1,4 +1,4 @@
-"""The elementary flows a splitting is made of, each with its inverse and its gradient.
+"""The elementary flows a splitting is made of.
 
 They act on a state (z, y) of one trajectory or of a batch in the minor axis. Poisson form: z is the
 state and y is None. Antisymmetric form: y is the state and z = W y + U u(t) + b goes along with it.

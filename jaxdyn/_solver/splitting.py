@@ -36,6 +36,8 @@ MAX_CLASSES = 32
 MAX_SINGLE_UNITS = 4
 # Notes of about so many numbers are kept at a time while steps are undone (benchmarks/gradient.py).
 MEMO_SIZE = 2**15
+# So many trajectories at a time keep a sweep in cache (benchmarks/tiles.py).
+TILE = 64
 # A block sweep forms W: 2 GiB in float64 at this size.
 MAX_FORMED_UNITS = 16_384
 
@@ -106,6 +108,9 @@ class AbstractSplitting(AbstractCellSolver):
                 "colours; use solver=jaxdyn.RK4() or jaxdyn.Taylor(), or an operator with less "
                 "coupling."
             )
+
+    def tile(self, cell: AbstractCell, itemsize: int, shared: bool) -> int | None:
+        return TILE
 
     def form(self, cell: AbstractCell) -> AbstractCell:
         cell = materialise(cell)

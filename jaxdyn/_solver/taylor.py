@@ -1,3 +1,4 @@
+import functools as ft
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -18,10 +19,13 @@ from .._cell import (
 )
 from .._skew import AbstractSkewOperator, FormedSkew
 from .._types import Args
-from .base import AbstractCellSolver, own_time, unwrap
+from .base import AbstractCellSolver, beside, own_time, unwrap
 
-# Up to this many units W x is a sum of columns (benchmarks/precision.py, n = 2 and 8).
-MAX_COLUMNS = 8
+# Up to this many units W x is a sum of columns, and the coefficients of a tile of trajectories,
+# about 2 p + 8 arrays, fit into a cache of about so many bytes. XLA shares larger products of
+# large batches among cores, which is worth more than a cache (benchmarks/tiles.py).
+MAX_COLUMNS = 16
+CACHE = 48 * 1024
 
 
 class Taylor(AbstractCellSolver, diffrax.AbstractAdaptiveSolver[None]):
@@ -63,9 +67,18 @@ class Taylor(AbstractCellSolver, diffrax.AbstractAdaptiveSolver[None]):
         return self.degree
 
     def check(self, cell: AbstractCell) -> None:
-        # The recurrences themselves refuse what they cannot do; a trace of order 1 shows it.
+        arrays, rest = eqx.partition(cell.activation, eqx.is_array)
+        leaves, structure = jax.tree.flatten(arrays)
+        shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
         x = jax.ShapeDtypeStruct((cell.size,), cell.operator.dtype)
-        jax.eval_shape(lambda x: cell.activation.series([x], [], ()), x)
+        _check_series(rest, structure, shapes, x)
+
+    def tile(self, cell: AbstractCell, itemsize: int, shared: bool) -> int | None:
+        if cell.size > MAX_COLUMNS:
+            return 64 if shared else None
+        fits = CACHE // ((2 * self.degree + 8) * cell.size * itemsize)
+        # A power of two, and not so few that starting a loop takes longer than what it does.
+        return min(max(1 << fits.bit_length() >> 1, 128 // itemsize), 512 // itemsize)
 
     def advance(
         self,
@@ -121,6 +134,17 @@ class _TaylorInterpolation(diffrax.AbstractLocalInterpolation):
 Taylor.interpolation_cls = _TaylorInterpolation
 
 
+@ft.lru_cache(maxsize=256)
+def _check_series(rest: Any, structure: Any, shapes: tuple, x: jax.ShapeDtypeStruct) -> None:
+    """The recurrence of an activation itself refuses what it cannot do; a trace shows it."""
+
+    def expand(leaves, x):
+        activation = eqx.combine(jax.tree.unflatten(structure, leaves), rest)
+        return activation.series([x], [], ())
+
+    jax.eval_shape(expand, shapes, x)
+
+
 def _horner(series: list[Array], h: Array) -> Array:
     total = series[-1]
     for term in reversed(series[:-1]):
@@ -143,7 +167,7 @@ def _series(cell: AbstractCell, x: Float[Array, "n *b"], drive: list, order: int
 
 
 def _poisson_series(cell: PoissonCell, x: Array, drive: list, order: int) -> list:
-    damping, regulator = _beside(cell.damping, x), cell.regulator
+    damping, regulator = _damping(cell, x), cell.regulator
     xs, vs, aux = [x], [], ()
     energy: list = []
     for k in range(order):
@@ -170,7 +194,7 @@ def _poisson_series(cell: PoissonCell, x: Array, drive: list, order: int) -> lis
 
 
 def _antisymmetric_series(cell: AntisymmetricCell, y: Array, drive: list, order: int) -> list:
-    damping = _beside(cell.damping, y)
+    damping = _damping(cell, y)
     ys, zs, z_rates, aux = [y], [], [], ()
     for k in range(order):
         z = _product(cell.operator, ys[k])
@@ -199,11 +223,8 @@ def _product(operator: AbstractSkewOperator, x: Float[Array, "n *b"]) -> Float[A
     return jax.vmap(operator.mv, -1, -1)(x)
 
 
-def _beside(parameter: Array | None, x: Array) -> Array | None:
-    """A scalar, or (n,) to be broadcast against `x`."""
-    if parameter is None or parameter.ndim == 0:
-        return parameter
-    return parameter.reshape(-1, *[1] * (x.ndim - 1))
+def _damping(cell: AbstractCell, x: Float[Array, "n *b"]) -> Array | None:
+    return None if cell.damping is None else beside(cell.damping, x)
 
 
 def _drive_series(cell: AbstractCell, t: Array, args: Args, order: int) -> list:
