@@ -17,8 +17,9 @@ from .flows import SWEEP, AbstractFlows, Part
 # product. Of 1, 4, 8, 16, 32 at n = 64 and 256, 4 and 8 are level and the fastest
 # (benchmarks/splitting_block.py).
 BLOCK = 8
-# Up to this many blocks a sweep is unrolled; beyond, it is a loop, to keep compile time flat.
-MAX_UNROLLED_BLOCKS = 16
+# Up to this many blocks a sweep is unrolled; beyond, it is a loop, to keep compile time flat. The
+# derivative of an unrolled sweep takes minutes to compile, and no less time to run.
+MAX_UNROLLED_BLOCKS, MAX_UNROLLED_DERIVATIVES = 16, 2
 
 
 class BlockCell(eqx.Module):
@@ -92,7 +93,7 @@ class BlockFlows(AbstractFlows):
 
     def kick(self, part: Part, state):
         z, y = state
-        z, kicks, _ = self._sweep(part, z, y)
+        z, kicks = _swept(self.step, self.blocks, part, z, y, batch=self.batch, grid=self.grid)
         return z, None if y is None else y + self.scale(part.coefficient * self.dt) * kicks
 
     def memo(self, cotangent, wanted: Step, steps: int) -> "Memo":
@@ -125,7 +126,7 @@ class BlockFlows(AbstractFlows):
         back = part.reversed()
         h = back.coefficient * self.dt
         (z, kicks, kicked), (e, dkicks, dkicked) = jax.jvp(
-            lambda z: self._sweep(back, z, None), (z,), (memo.tangent,)
+            lambda z: self.sweep(back, z, None), (z,), (memo.tangent,)
         )
         gradient, sweeps, dl = memo.gradient, memo.sweeps, h * dkicks
         if sweeps is not None:
@@ -147,7 +148,7 @@ class BlockFlows(AbstractFlows):
         state = z, None if y is None else y + h * kicks
         return state, (l + dl, m), Memo(gradient, e, sweeps)
 
-    def _sweep(self, part: Part, z, y):
+    def sweep(self, part: Part, z, y, unrolled: int | None = None):
         """z after the kicks of all units, the kicks, and what z each unit was kicked at.
 
         Written for any axes after that of the units, and not for one trajectory: mapped over a
@@ -162,7 +163,7 @@ class BlockFlows(AbstractFlows):
         def kick(z, i):
             return self._block(h, part.ascending, i, z, y, damping)
 
-        if self.count > MAX_UNROLLED_BLOCKS:
+        if self.count > (MAX_UNROLLED_BLOCKS if unrolled is None else unrolled):
             order = jnp.arange(self.count)
             z, rows = jax.lax.scan(kick, z, order, reverse=not part.ascending)
             return z, *(r.reshape(z.shape) for r in rows)
@@ -196,6 +197,21 @@ class BlockFlows(AbstractFlows):
             for j in order[position + 1 :]:
                 own[j] = own[j] + self.snapped(within[j, i] * kicks[i])
         return kicks, own
+
+
+@eqx.filter_custom_jvp
+def _swept(step: Step, blocks: BlockCell, part: Part, z, y, *, batch, grid):
+    """z after a sweep, and the kicks. Everything there is to differentiate by is an argument."""
+    return BlockFlows(step, batch, grid, blocks).sweep(part, z, y)[:2]
+
+
+@_swept.def_jvp
+def _(primals, tangents, *, batch, grid):
+    def looped(step, blocks, part, z, y):
+        flows = BlockFlows(step, batch, grid, blocks)
+        return flows.sweep(part, z, y, unrolled=MAX_UNROLLED_DERIVATIVES)[:2]
+
+    return eqx.filter_jvp(looped, primals, tangents)
 
 
 def _rows(v: Array, i: Any) -> Array:
