@@ -357,6 +357,17 @@ def test_nobody_hides_behind_the_batch(chaotic):
         jax.block_until_ready(of_x0(cell, beside, 8000))
 
 
+def test_nobody_hides_behind_a_lost_one(chaotic):
+    """A trajectory that is NaN, let through by `throw=False`, takes nothing from the others."""
+    cell, x0 = chaotic
+    beside = jnp.stack([x0, jnp.full(8, jnp.nan)])
+    with pytest.raises(Exception, match="checkpoint_every"):
+        jax.block_until_ready(of_x0(cell, beside, 8000, throw=False))
+    got = of_x0(cell, beside, 20, throw=False)
+    assert_equal(got[0], of_x0(cell, x0, 20))
+    assert np.all(np.isnan(got[1]))
+
+
 def test_checkpoints_change_nothing():
     """Whether or not they divide the steps, or fall on saves."""
     p = problem(SMALL)
