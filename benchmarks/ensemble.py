@@ -19,17 +19,20 @@ DT = 0.05
 UNITS, BATCHES = (2, 8, 64, 256), (1, 64, 1024, 16384)
 # A cell of the grid takes about this many multiplications a stage, in 10 to 500 steps.
 WORK = 8e8
-BARE, RK4, STRANG = "bare lax.scan RK4", "simulate RK4", "simulate Strang"
+BARE, RK4 = "bare lax.scan RK4", "simulate RK4"
+STRANG, ON_THREADS = "simulate Strang", "simulate Strang, threads"
 VMAPPED, IN_STATE = "diffrax Tsit5, vmapped", "diffrax Tsit5, batch in the state"
 # Colour and marker: our own in blue and green, what is written by hand in black and grey.
 STYLES = {
     STRANG: (plot.BLUE, "o"),
+    ON_THREADS: (plot.BLUE, "s"),
     RK4: (plot.SKY, "o"),
     "simulate Taylor(4)": (plot.GREEN, "o"),
     BARE: (plot.GREY, "s"),
     VMAPPED: (plot.VERMILLION, "^"),
     IN_STATE: (plot.ORANGE, "^"),
     "torchdiffeq rk4": (plot.PURPLE, "v"),
+    "torchdiffeq rk4, one thread": (plot.PURPLE, "P"),
     "numba RK4": (plot.GREY, "D"),
     "C RK4": (plot.BLACK, "x"),
     "C Strang": (plot.BLACK, "+"),
@@ -100,6 +103,11 @@ def simulated(cell, x0, steps: int, solver, dt: float = DT) -> Callable:
     return lambda: _simulated(cell, x0, steps, dt, solver)
 
 
+def on_threads(cell, x0, steps: int) -> Callable:
+    """Outside of jit, which threads are not for."""
+    return lambda: jd.simulate(cell, x0, n_steps=steps, dt=DT, engine=jd.Threads()).ys[:, -1]
+
+
 @jax.jit(static_argnums=2)
 def _simulated(cell, x0, steps, dt, solver):
     return jd.simulate(cell, x0, n_steps=steps, dt=dt, solver=solver).ys[:, -1]
@@ -108,6 +116,7 @@ def _simulated(cell, x0, steps, dt, solver):
 def all_cases(cell, x0, steps: int, peers: set) -> Iterator[tuple[str, Callable]]:
     W, same = cell.operator.as_matrix(), Problem.of(cell, x0, steps * DT)
     yield STRANG, simulated(cell, x0, steps, jd.Strang())
+    yield ON_THREADS, on_threads(cell, x0, steps)
     yield RK4, simulated(cell, x0, steps, jd.RK4())
     yield "simulate Taylor(4)", simulated(cell, x0, steps, jd.Taylor(4))
     yield BARE, lambda: bare_rk4(W, x0, steps)
@@ -115,6 +124,7 @@ def all_cases(cell, x0, steps: int, peers: set) -> Iterator[tuple[str, Callable]
     yield IN_STATE, in_diffrax.batched(same, steps, in_diffrax.Tsit5())
     if in_torch in peers:
         yield "torchdiffeq rk4", in_torch.rk4(same, steps)
+        yield "torchdiffeq rk4, one thread", in_torch.rk4(same, steps, threads=1)
     if in_numba in peers:
         yield "numba RK4", in_numba.rk4(same, steps)
     if in_c in peers:

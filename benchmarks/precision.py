@@ -169,7 +169,7 @@ def draw(figure, results: list[tuple[Setting, list[Measured]]]) -> None:
             line = ("Taylor" if kind.startswith("Taylor(") else kind) + threads
             lines.setdefault(line, []).append((m.error, m.timing.median))
         for line, points in lines.items():
-            if line not in STYLES:  # of those on threads, Taylor stands for all
+            if line not in STYLES:  # of ours on threads Taylor is enough, of torch all cores are
                 continue
             color, marker, dash = STYLES[line]
             front = sorted(p for p in points if not any(q < p and q[1] <= p[1] for q in points))

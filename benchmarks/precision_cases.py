@@ -33,6 +33,8 @@ PEERS: dict[str, tuple[Any, Callable[[Problem, Any], Solve]]] = {
     ),
     "torchdiffeq rk4": (in_torch, in_torch.rk4),
     "torchdiffeq dopri5": (in_torch, in_torch.dopri5),
+    "torchdiffeq rk4, one thread": (in_torch, partial(in_torch.rk4, threads=1)),
+    "torchdiffeq dopri5, one thread": (in_torch, partial(in_torch.dopri5, threads=1)),
     "scipy DOP853": (in_scipy, in_scipy.adaptive),
     "numba RK4": (in_numba, in_numba.rk4),
     "heyoka": (in_heyoka, in_heyoka.taylor),
@@ -41,7 +43,7 @@ PEERS: dict[str, tuple[Any, Callable[[Problem, Any], Solve]]] = {
 }
 TSIT5_VMAPPED = ("diffrax Tsit5 adaptive, vmapped", "diffrax Tsit5 fixed, vmapped")
 DOPRI8_VMAPPED = ("diffrax Dopri8 adaptive, vmapped",)
-TORCH = ("torchdiffeq rk4", "torchdiffeq dopri5")
+TORCH = tuple(method for method, (module, _) in PEERS.items() if module is in_torch)
 
 
 class Goal(NamedTuple):
@@ -53,7 +55,7 @@ class Goal(NamedTuple):
     times: float
 
 
-ON_THREADS = ", threads"
+ON_THREADS, ON_ONE = ", threads", ", one thread"
 
 
 class Setting(NamedTuple):
@@ -66,9 +68,14 @@ class Setting(NamedTuple):
 
     @property
     def sweeps(self) -> dict[str, tuple]:
-        """The numbers of every method; each of ours a second time, shared among threads."""
-        mine = {m + ON_THREADS: numbers for m, numbers in self.numbers.items() if m not in PEERS}
-        return {**self.numbers, **mine}
+        """The numbers of every method, and of what it is called with other threads."""
+        others = {
+            m + how: numbers
+            for m, numbers in self.numbers.items()
+            for how, known in ((ON_THREADS, m not in PEERS), (ON_ONE, m + ON_ONE in PEERS))
+            if known
+        }
+        return {**self.numbers, **others}
 
     @property
     def name(self) -> str:

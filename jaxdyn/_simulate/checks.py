@@ -1,6 +1,7 @@
 """What can be refused before anything is computed."""
 
 import math
+from contextlib import nullcontext
 from typing import Any, get_origin
 
 import diffrax
@@ -8,11 +9,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._cell import AbstractCell, AbstractInputs, SharedInput, check_constant, per_trajectory
 from .._solver import RK4, AbstractCellSolver
-from .._types import Args, is_traced
+from .._types import Args, is_inside_jit, is_traced
 from .schedule import Span, is_sub, subs_of
 
 
@@ -112,11 +113,17 @@ def check_x0(cell: AbstractCell, x0: Any) -> Float[Array, "..."]:
         )
     if x0.shape[0] == 0:
         raise ValueError(f"`x0` is an empty batch, shape {x0.shape}; give at least one state.")
-    # Inside jit a state that is not traced still has a value to look at.
-    with jax.ensure_compile_time_eval():
-        if not is_traced(x0) and not bool(jnp.all(jnp.isfinite(x0))):
-            raise ValueError("`x0` holds NaN or infinity; every initial state must be finite.")
+    if not is_traced(x0):
+        # Inside jit a state that is not traced still has a value to look at.
+        with jax.ensure_compile_time_eval() if is_inside_jit() else nullcontext():
+            if not _all_finite(x0):
+                raise ValueError("`x0` holds NaN or infinity; every initial state must be finite.")
     return x0
+
+
+@jax.jit
+def _all_finite(x: Array) -> Bool[Array, ""]:
+    return jnp.all(jnp.isfinite(x))
 
 
 def is_count(value) -> bool:
@@ -247,7 +254,8 @@ def _with_float_times(sub: diffrax.SubSaveAt) -> diffrax.SubSaveAt:
 
 def inputs_of(cell: AbstractCell, args: Args, x0: Array, span: Span) -> AbstractInputs:
     if args is None or cell.input_matrix is None:
-        cell.drive(span.t0, args)  # says what is missing
+        if args is not None or cell.input_matrix is not None:
+            cell.drive(span.t0, args)  # says what is missing
         return SharedInput(None)
     m = cell.input_matrix.shape[1]
     if not callable(args) and not isinstance(args, diffrax.AbstractPath):

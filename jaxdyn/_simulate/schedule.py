@@ -124,7 +124,8 @@ def rows(steps: np.ndarray, side: np.ndarray, dtype: np.dtype) -> Rows:
     )
 
 
-SAVE_STATE = diffrax.SubSaveAt(t1=True).fn
+SAVE_END = diffrax.SaveAt(t1=True)
+SAVE_STATE = SAVE_END.subs.fn
 """What diffrax saves when it is not told what: the state itself."""
 
 

@@ -1,6 +1,9 @@
+import functools
 from typing import Any
 
 import diffrax
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -24,7 +27,7 @@ from .results import raise_failures
 from .reversible import integrate_reversibly
 from .rollout import Rollout, Saving
 from .scan import integrate
-from .schedule import SAVE_STATE, Span, plan_saves, rows, subs_of
+from .schedule import SAVE_END, SAVE_STATE, Span, plan_saves, rows, subs_of
 from .threads import Threads, check_threads, integrate_in_threads
 from .through_diffrax import by_diffrax
 from .tiles import tile_size
@@ -120,7 +123,7 @@ def simulate(
     check_event(event)
     x0 = check_x0(cell, x0)
     span = check_times(t0, t1, dt, n_steps, x0.dtype)
-    saveat = check_saveat(diffrax.SaveAt(t1=True) if saveat is None else saveat, span)
+    saveat = check_saveat(SAVE_END if saveat is None else saveat, span)
     fixed = stepsize_controller is None or isinstance(stepsize_controller, diffrax.ConstantStepSize)
     undoing = adjoint if isinstance(adjoint, ReversibleAdjoint) else None
     every = None if undoing is None else undoing.checkpoint_every
@@ -202,30 +205,28 @@ def by_scan(
     engine: Threads | None,
 ) -> tuple[diffrax.Solution, Any]:
     """The solution, and which trajectories stayed finite."""
-    t0, dt = jnp.asarray(span.t0, x0.dtype), jnp.asarray(span.dt, x0.dtype)
+    # To the last save: what comes after it is not integrated.
+    num_steps = np.full(x0.shape[:-1], plan.steps[-1] + np.count_nonzero(plan.side))
+    t0, dt, t1, ts, num_steps = _arrays(x0.dtype, span.t0, span.dt, span.t1, plan.times, num_steps)
     saving = None if fn is SAVE_STATE else Saving(fn, inputs)
     rollout = Rollout(solver, cell, inputs, x0, t0, dt, saving)
     when = rows(plan.steps, plan.side, x0.dtype)
-    tile = tile_size(solver, cell, x0, None)
-    if adjoint is not None:
-        total = int(plan.steps[-1])
-        ys, finite, result = integrate_reversibly(rollout, when, total, adjoint, tile)
-    elif engine is not None and x0.ndim == 2:
+    stats: dict[str, Any] = {"num_steps": num_steps, "max_steps": None}
+    if engine is not None and x0.ndim == 2:
         ys, finite, result = integrate_in_threads(rollout, when, engine)
+    elif adjoint is not None:
+        total, tile = int(plan.steps[-1]), tile_size(solver, cell, x0, None)
+        ys, finite, result = integrate_reversibly(rollout, when, total, adjoint, tile)
+        stats["checkpoint_every"] = adjoint.checkpoint_every
     else:
         meter = diffrax.TqdmProgressMeter() if progress else None
-        ys, finite, result = integrate(rollout, when, meter, tile)
-    num_steps = np.full(finite.shape, plan.steps[-1] + np.count_nonzero(plan.side))
-    stats = {"num_steps": jnp.asarray(num_steps), "max_steps": None}
-    if adjoint is not None:
-        stats["checkpoint_every"] = adjoint.checkpoint_every
+        ys, finite, result = integrate(rollout, when, meter, tile_size(solver, cell, x0, None))
     solution = diffrax.Solution(
         t0=t0,
-        t1=jnp.asarray(span.t1, x0.dtype),
-        ts=jnp.asarray(plan.times, x0.dtype),
+        t1=t1,
+        ts=ts,
         ys=ys,
         interpolation=None,
-        # To the last save: what comes after it is not integrated.
         stats=stats,
         result=result,
         solver_state=None,
@@ -234,6 +235,13 @@ def by_scan(
         event_mask=None,
     )
     return solution, finite
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _arrays(dtype: Any, *values: Any) -> tuple[jax.Array, ...]:
+    """Numbers as arrays, floats in `dtype`. One program: placed one by one, each takes as long."""
+    arrays = map(jnp.asarray, values)
+    return tuple(a.astype(dtype) if eqx.is_inexact_array(a) else a for a in arrays)
 
 
 def default_max_steps(saveat, span: Span | None) -> int:

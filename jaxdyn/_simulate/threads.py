@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._types import is_traced
+from .._types import is_inside_jit, is_traced
 from .checks import is_count
 from .rollout import Rollout, part
 from .scan import integrate
@@ -53,8 +53,7 @@ class Threads(eqx.Module):
 
 def check_threads(x0: Array, adjoint: Any, *known: Any) -> None:
     """Refuses what threads cannot do."""
-    # Inside jit even a constant is traced.
-    if is_traced((x0, known, jnp.zeros(()))):
+    if is_inside_jit() or is_traced((x0, known)):
         raise ValueError(
             "`engine=jaxdyn.Threads` cannot run inside jit, grad or vmap; leave it out there."
         )
@@ -79,13 +78,14 @@ def integrate_in_threads(rollout: Rollout, rows: Rows, engine: Threads) -> Any:
     if share is None:
         return integrate(rollout, rows, None, tile)
     # Equinox's own jit would take all apart in every thread, at half a millisecond each.
-    arrays, rest = eqx.partition((rollout, rows), eqx.is_array)
-    leaves, structure = jax.tree.flatten(arrays)
+    leaves, structure = jax.tree.flatten((rollout, rows))
+    rest = tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)
+    arrays = [leaf if eqx.is_array(leaf) else None for leaf in leaves]
     x64 = jax.config.jax_enable_x64  # what a thread sees of it is its own
 
     def solve(start: int) -> Any:
         with jax.enable_x64(x64):
-            out = _part(leaves, np.int32(start), structure, rest, size, tile)
+            out = _part(arrays, np.int32(start), structure, rest, size, tile)
             return jax.block_until_ready(out)
 
     starts = [min(start, batch - size) for start in range(0, batch, size)]
@@ -100,9 +100,10 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def _part(leaves, start, structure, rest, size: int, tile: int | None) -> Any:
+def _part(arrays, start, structure, rest, size: int, tile: int | None) -> Any:
     """The solve of trajectories `start`, ..., `start + size - 1`."""
-    rollout, rows = eqx.combine(jax.tree.unflatten(structure, leaves), rest)
+    leaves = [known if leaf is None else leaf for leaf, known in zip(arrays, rest, strict=True)]
+    rollout, rows = jax.tree.unflatten(structure, leaves)
     x0 = jax.lax.dynamic_slice_in_dim(rollout.x0, start, size)
     return integrate(part(rollout, x0, start.astype(int)), rows, None, tile)
 

@@ -67,11 +67,13 @@ class Taylor(AbstractCellSolver, diffrax.AbstractAdaptiveSolver[None]):
         return self.degree
 
     def check(self, cell: AbstractCell) -> None:
-        arrays, rest = eqx.partition(cell.activation, eqx.is_array)
-        leaves, structure = jax.tree.flatten(arrays)
-        shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+        leaves, structure = jax.tree.flatten(cell.activation)
+        leaves = tuple(
+            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if eqx.is_array(leaf) else leaf
+            for leaf in leaves
+        )
         x = jax.ShapeDtypeStruct((cell.size,), cell.operator.dtype)
-        _check_series(rest, structure, shapes, x)
+        _check_series(structure, leaves, x)
 
     def tile(self, cell: AbstractCell, itemsize: int, shared: bool) -> int | None:
         if cell.size > MAX_COLUMNS:
@@ -135,14 +137,13 @@ Taylor.interpolation_cls = _TaylorInterpolation
 
 
 @ft.lru_cache(maxsize=256)
-def _check_series(rest: Any, structure: Any, shapes: tuple, x: jax.ShapeDtypeStruct) -> None:
+def _check_series(structure: Any, leaves: tuple, x: jax.ShapeDtypeStruct) -> None:
     """The recurrence of an activation itself refuses what it cannot do; a trace shows it."""
 
-    def expand(leaves, x):
-        activation = eqx.combine(jax.tree.unflatten(structure, leaves), rest)
+    def expand(activation, x):
         return activation.series([x], [], ())
 
-    jax.eval_shape(expand, shapes, x)
+    eqx.filter_eval_shape(expand, jax.tree.unflatten(structure, leaves), x)
 
 
 def _horner(series: list[Array], h: Array) -> Array:
