@@ -49,7 +49,7 @@ class Measured(NamedTuple):
 
 
 def run(quick: bool = False) -> Report:
-    settings, rounds = ((QUICK,), 3) if quick else (SETTINGS, 7)
+    settings, rounds = ((QUICK,), 3) if quick else (SETTINGS, 5)
     peers, skipped = present(*dict.fromkeys(module for module, _ in PEERS.values()))
     report = Report("precision", "", skipped=skipped)
     agreement, results = 0.0, []

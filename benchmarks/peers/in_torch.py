@@ -1,11 +1,12 @@
 """torchdiffeq: batch in the state, no autograd; the state (b, n) or (n, b), whichever evaluates
-the field faster on the problem. On as many threads as there are cores, or on one: beside other
-loads torch's threads can take ten times as long as one does.
+the field faster on the problem. On as many threads as there are cores, or on one, which loses
+less beside other loads.
 
 `rk4` is its fixed-step method of order 4 (the 3/8 rule); `dopri5` takes one step size for the
 batch, its error norm taken over all of it.
 """
 
+import importlib
 import os
 import time
 
@@ -13,7 +14,11 @@ from . import Problem, Solve, without
 
 
 def missing() -> str | None:
-    return without("torch", "torchdiffeq")
+    reason = without("torch", "torchdiffeq")
+    if reason is None:
+        # Loaded once JAX has started, torch on two threads takes ten times as long.
+        importlib.import_module("torch")
+    return reason
 
 
 def rk4(problem: Problem, steps: int, threads: int | None = None) -> Solve:
