@@ -75,7 +75,7 @@ def run(quick: bool = False) -> Report:
     rounds, count = (2, 2) if quick else (5, energy_long.COUNT)
     outcomes = energy_long.race(cell, x0, rounds, count, report.skipped, quick)
     report.tables.append(energy_long.table(outcomes, count))
-    report.targets += energy_long.targets(outcomes, count)
+    report.targets += energy_long.targets(outcomes, count, report.skipped)
     times = DT * _every(steps) * np.arange(1, steps // _every(steps) + 1)
     report.draw = lambda figure: draw(figure, times, errors, outcomes)
     return report

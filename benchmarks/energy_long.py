@@ -224,14 +224,15 @@ def table(outcomes: dict[str, Outcome], count: int) -> Table:
     return Table(title, ["case", "seconds", "spread", "worst", "takes part"], rows)
 
 
-def targets(outcomes: dict[str, Outcome], count: int) -> list[Target]:
+def targets(outcomes: dict[str, Outcome], count: int, skipped: list[str]) -> list[Target]:
     """Fastest of all who keep the bound to the end, or within twice heyoka."""
     fit = {k: o for k, o in outcomes.items() if o.error <= BOUND and o.share == 1}
     names = {solver for solver, _, _ in OURS}
     mine = [o for k, o in fit.items() if k.split(",")[0] in names]
     heyoka = [o for k, o in fit.items() if k.startswith("heyoka")]
+    what = f"energy to {BOUND:g} over t = {STRETCH * count:,.0f}: the best of ours / of heyoka's"
     if not mine or not heyoka:
+        skipped.append(f"target {what}: no case of {'heyoka' if mine else 'ours'} kept it")
         return []
     best, peer = (min(group, key=lambda o: o.seconds) for group in (mine, heyoka))
-    what = f"energy to {BOUND:g} over t = {STRETCH * count:,.0f}: the best of ours / of heyoka's"
     return [Target(what, best.seconds / peer.seconds, 2.0)]

@@ -154,8 +154,8 @@ def our_methods(setting: Setting) -> tuple[str, ...]:
 
 
 def fastest(results: list[Measured], methods: tuple[str, ...], bound: float) -> Measured | None:
-    """The fastest case of the methods whose error is within `bound`, a tenth of it allowed for."""
-    fit = [m for m in results if m.method in methods and m.error <= 1.1 * bound]
+    """The fastest case of the methods whose error is within `bound`."""
+    fit = [m for m in results if m.method in methods and m.error <= bound]
     return min(fit, key=lambda m: m.timing.median, default=None)
 
 

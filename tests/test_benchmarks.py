@@ -5,14 +5,18 @@ import math
 import os
 import time
 
+import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import pytest
 
 # Benchmarks set this to "nan" when imported, which processes started by other tests would inherit.
 os.environ.setdefault("EQX_ON_ERROR", "raise")
 
+import jaxdyn as jd
 from benchmarks import energy_long, gradient, readme
 from benchmarks.gradient_case import Case
+from benchmarks.peers import Problem, in_c
 from benchmarks.report import Report, Table, Target
 from benchmarks.timing import race
 
@@ -163,3 +167,24 @@ def test_a_gradient_case_that_fails_or_comes_too_late_is_named():
     assert not workers and "forward, 10 steps, float32: not begun" in skipped[0]
     missing = [t for t in gradient.targets({}, [1_000]) if not t.reached]
     assert len(missing) == len(gradient.targets({}, [1_000]))
+
+
+@pytest.mark.skipif(in_c.missing() is not None, reason=str(in_c.missing()))
+@pytest.mark.parametrize("n, batch", [(2, 16), (8, 100), (65, 3)])
+@pytest.mark.parametrize("dtype, bound", [(jnp.float64, 1e-13), (jnp.float32, 2e-5)])
+def test_the_yardstick_does_the_same_work(n, batch, dtype, bound):
+    """The same steps as ours end in the same states, and its tanh is as exact as it says."""
+    cell = jd.PoissonCell(jd.DenseSkew.random(n, key=jr.key(0), dtype=dtype), jd.Tanh())
+    x0 = jr.normal(jr.key(1), (batch, n), dtype)
+    same = Problem.of(cell, x0, 2.0)
+    for solve, solver in ((in_c.rk4, jd.RK4()), (in_c.strang, jd.Strang())):
+        ours = jd.simulate(cell, x0, n_steps=40, dt=0.05, solver=solver).ys[:, -1]
+        np.testing.assert_allclose(solve(same, 40)(), ours, rtol=0, atol=bound)
+
+
+@pytest.mark.skipif(in_c.missing() is not None, reason=str(in_c.missing()))
+@pytest.mark.parametrize("dtype, bound", [(np.float32, 1.6e-7), (np.float64, 3e-16)])
+def test_the_tanh_of_the_yardstick(dtype, bound):
+    x = np.linspace(-25, 25, 1 << 14, dtype=dtype)
+    exact = np.tanh(x.astype(np.longdouble))
+    assert np.max(np.abs(in_c.tanh(x) - exact)) <= bound

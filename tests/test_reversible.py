@@ -420,6 +420,31 @@ def test_grid_is_undone_bit_by_bit(name):
         assert np.array_equal(back(end), begin) == same
 
 
+@pytest.mark.parametrize("solver", [jd.Strang(grid=GRID), jd.BlanesMoan4(grid=GRID)])
+def test_driven_steps_on_a_grid_are_undone_bit_by_bit(solver):
+    """The input is seen at the same times, to the last bit, forwards and backwards."""
+    cell, n_steps = driven(PAIR), 20_000
+    found = jd.reversal_interval(
+        cell, X2, dt=0.1, n_steps=n_steps, error=1e-300, solver=solver, args=WAVE
+    )
+    assert found is None
+    exact = jd.ReversibleAdjoint(error=1e-300)
+
+    def loss(x):
+        sol = jd.simulate(cell, x, dt=0.1, n_steps=n_steps, args=WAVE, solver=solver, adjoint=exact)
+        return jnp.sum(sol.ys)
+
+    x = solver.start(X2)
+    assert np.all(np.isfinite(jax.block_until_ready(jax.jit(jax.grad(loss))(x))))
+
+
+def test_more_steps_between_checkpoints_than_can_be_counted():
+    with jax.enable_x64(False):
+        cell = jd.PoissonCell(jd.DenseSkew.random(3, key=KEY), jd.Tanh())
+        adjoint = jd.ReversibleAdjoint(checkpoint_every=10**10)
+        of_x0(cell, jnp.ones(3), 5, adjoint=adjoint)
+
+
 def test_gradient_on_a_grid(chaotic):
     """Not a bit is lost, on a chaotic orbit; and the gradient is that of the plain method."""
     exact = jd.ReversibleAdjoint(error=1e-300)

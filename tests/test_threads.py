@@ -1,5 +1,7 @@
 """Threads: the numbers of a plain solve, whatever the batch and the parts it is cut into."""
 
+import threading
+
 import diffrax
 import equinox as eqx
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 import jaxdyn as jd
+from jaxdyn._simulate import threads
 
 W = jd.DenseSkew.random(5, key=jr.key(0))
 CELL = jd.PoissonCell(W, jd.Tanh(), input_matrix=jnp.ones((5, 1)))
@@ -31,6 +34,34 @@ def test_every_trajectory_has_its_own_numbers(workers):
     assert jnp.array_equal(shared.ts, plain.ts)
     assert jnp.array_equal(shared.stats["num_steps"], plain.stats["num_steps"])
     assert jnp.all(shared.result == diffrax.RESULTS.successful)
+
+
+def test_parts_are_solved_at_once(monkeypatch):
+    """Three parts of three of seven trajectories, the last two overlapping. Each waits for all."""
+    everyone, starts, part = threading.Barrier(3, timeout=60), [], threads._part
+
+    def met(arrays, start, *rest):
+        starts.append(int(start))
+        everyone.wait()
+        return part(arrays, start, *rest)
+
+    monkeypatch.setattr(threads, "_part", met)
+    solve(X0, jd.Threads(3))
+    assert sorted(starts) == [0, 3, 4]
+
+
+@pytest.mark.parametrize("where", ["args", "saveat"])
+def test_what_closes_over_a_tracer_is_refused(where):
+    """One that no argument shows."""
+
+    def loss(a):
+        how = {"args": lambda t: a * jnp.sin(t)[None]}
+        if where == "saveat":
+            how = {"saveat": diffrax.SaveAt(t1=True, fn=lambda t, x, args: a * x)}
+        return jnp.sum(solve(X0, jd.Threads(2), **how).ys)
+
+    with pytest.raises(ValueError, match="Threads` cannot run inside jit, grad or vmap"):
+        jax.grad(loss)(1.3)
 
 
 def test_saved_function_sees_its_own_input():

@@ -4,11 +4,12 @@ Everything is compiled and copied in advance. (hy.ensemble_propagate_until_batch
 integrator for every batch, which takes far longer than these short integrations.)
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 
 import numpy as np
+
+from jaxdyn import Threads
 
 from . import Problem, Solve, without
 
@@ -48,7 +49,7 @@ def taylor(problem: Problem, tol: float) -> Solve:
         fp_type=real,
         force_avx512=width * real().nbytes == 64,
     )
-    cores = len(os.sched_getaffinity(0))
+    cores = Threads().count()
     integrators = [first, *(deepcopy(first) for _ in range(cores - 1))]
     batches = -(-b // width)
     # The last batch is filled up with copies of the last trajectory.

@@ -19,18 +19,10 @@ def missing() -> str | None:
 
 
 def rk4(problem: Problem, steps: int) -> Solve:
-    return _solve(0, problem, steps)
-
-
-def strang(problem: Problem, steps: int) -> Solve:
-    return _solve(1, problem, steps)
-
-
-def _solve(which: int, problem: Problem, steps: int) -> Solve:
     import numba
 
     W, x0 = (np.ascontiguousarray(a) for a in (problem.W, problem.x0))
-    method = _compiled(x0.dtype.name)[which]
+    method = _compiled(x0.dtype.name)
     dt = x0.dtype.type(problem.t1 / steps)
     threads = min(-(-len(x0) // TILE), numba.config.NUMBA_NUM_THREADS)
 
@@ -44,7 +36,7 @@ def _solve(which: int, problem: Problem, steps: int) -> Solve:
 
 @functools.cache
 def _compiled(dtype: str):
-    """RK4 and Strang in one precision. All constants carry it: a plain number would be float64."""
+    """RK4 in one precision. All constants carry it: a plain number would be float64."""
     import numba
 
     real = np.dtype(dtype).type
@@ -119,38 +111,22 @@ def _compiled(dtype: str):
                 for l in range(TILE):
                     x[i, l] += dt * sixth * total[i, l]
 
-    @jit
-    def strang(W, x, dt, steps, powers, words):
-        n = W.shape[0]
-        p = np.empty_like(x[0])
-        for _ in range(steps):
-            for turn in range(2 * n):
-                i = turn if turn < n else 2 * n - 1 - turn
-                tanh(x[i], p, half * dt, powers, words)
-                for j in range(n):
-                    w = W[j, i]
-                    for l in range(TILE):
-                        x[j, l] += w * p[l]
+    @numba.njit(fastmath=True, parallel=True)
+    def ensemble(W, x0, dt, steps):
+        b, n = x0.shape
+        x1 = np.empty_like(x0)
+        for tile in numba.prange((b + TILE - 1) // TILE):
+            first = tile * TILE
+            count = min(TILE, b - first)
+            words = np.empty(TILE, word)
+            x = np.zeros((n, TILE), real)
+            for l in range(count):
+                for i in range(n):
+                    x[i, l] = x0[first + l, i]
+            rk4(W, x, dt, steps, words.view(real), words)
+            for l in range(count):
+                for i in range(n):
+                    x1[first + l, i] = x[i, l]
+        return x1
 
-    def parallel(advance):
-        @numba.njit(fastmath=True, parallel=True)
-        def ensemble(W, x0, dt, steps):
-            b, n = x0.shape
-            x1 = np.empty_like(x0)
-            for tile in numba.prange((b + TILE - 1) // TILE):
-                first = tile * TILE
-                count = min(TILE, b - first)
-                words = np.empty(TILE, word)
-                x = np.zeros((n, TILE), real)
-                for l in range(count):
-                    for i in range(n):
-                        x[i, l] = x0[first + l, i]
-                advance(W, x, dt, steps, words.view(real), words)
-                for l in range(count):
-                    for i in range(n):
-                        x1[first + l, i] = x[i, l]
-            return x1
-
-        return ensemble
-
-    return parallel(rk4), parallel(strang)
+    return ensemble

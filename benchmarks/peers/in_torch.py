@@ -7,8 +7,9 @@ batch, its error norm taken over all of it.
 """
 
 import importlib
-import os
 import time
+
+from jaxdyn import Threads
 
 from . import Problem, Solve, without
 
@@ -35,7 +36,7 @@ def _solve(problem: Problem, threads: int | None, **how) -> Solve:
 
     W, x0 = torch.tensor(problem.W), torch.tensor(problem.x0)
     times = torch.tensor([0.0, problem.t1], dtype=x0.dtype)
-    threads = len(os.sched_getaffinity(0)) if threads is None else threads
+    threads = Threads().count() if threads is None else threads
     # (field, initial states) with the batch in the major and in the minor axis.
     layouts = {
         "major": (lambda t, x: torch.tanh(x) @ W.T, x0),

@@ -37,6 +37,7 @@ def integrate_reversibly(
     """As `integrate`, with the gradient that `adjoint` describes; `total` counts all steps."""
     formed = eqx.tree_at(lambda r: r.cell, given, given.solver.form(given.cell))
     every = adjoint.checkpoint_every
+    every = None if every is None else min(every, max(1, total))
     error = adjoint.error
     if error is None:
         error = 1e-6 if given.x0.dtype == jnp.float64 else 1e-2
@@ -116,12 +117,15 @@ def _trip(rollout: Rollout, total: int, every: int) -> Float[Array, ""]:
     """How far off states come back over `total` steps, every `every`-th restored."""
     when = rows(np.array([total]), np.zeros(1), rollout.x0.dtype)
     _, (x, kept) = _forward(rollout, when, total, every)
-    prepared = rollout.solver.prepare(rollout.cell, -rollout.dt)
+    solver, prepared = rollout.solver, rollout.solver.prepare(rollout.cell, rollout.dt)
+    nothing = jax.tree.map(lambda _: False, _step(rollout, jnp.asarray(0)))
 
     def back(i, carry):
         x, worst = carry
         k = total - 1 - i
-        x = rollout.advance(prepared, rollout.time(k + 1), -rollout.dt, x)
+        step, ct = _step(rollout, k), jnp.zeros_like(x)
+        memo = solver.open_memo(prepared, step, x, ct, 1, nothing)
+        x, _, _ = solver.undo_batch(prepared, step, x, ct, memo, jnp.asarray(0), nothing)
         return _restored(kept, every, k, x, worst)
 
     worst = jax.lax.fori_loop(0, total, back, (x, jnp.zeros(x.shape[1], x.dtype)))[1]
@@ -180,10 +184,6 @@ def _backward(residuals, cotangent, perturbed, rollout: Rollout, rows: Rows, eve
     solver = rollout.solver
     steps = min(rows.length, solver.memo_steps(prepared, x1.shape[1]))
 
-    def step(k):
-        k = k.astype(x1.dtype)
-        return Step(rollout.cell, rollout.inputs, rollout.t0, rollout.dt, k)
-
     def row(carry, xs):
         x, l, gradient, worst = carry
         (start, count, side), of_output = xs
@@ -199,7 +199,7 @@ def _backward(residuals, cotangent, perturbed, rollout: Rollout, rows: Rows, eve
         def back(last, i, carry):
             x, l, memo, worst = carry
             k = last - i
-            x, l, memo = solver.undo_batch(prepared, step(k), x, l, memo, i, wanted)
+            x, l, memo = solver.undo_batch(prepared, _step(rollout, k), x, l, memo, i, wanted)
             x, worst = _restored(kept, every, k, x, worst)
             return x, l, memo, worst
 
@@ -207,7 +207,7 @@ def _backward(residuals, cotangent, perturbed, rollout: Rollout, rows: Rows, eve
             x, l, gradient, worst = carry
             done = j * steps
             last = start + count - 1 - done
-            memo = solver.open_memo(prepared, step(last), x, l, steps, wanted)
+            memo = solver.open_memo(prepared, _step(rollout, last), x, l, steps, wanted)
             few = jnp.minimum(steps, count - done)
             x, l, memo, worst = jax.lax.fori_loop(
                 0, few, lambda i, carry: back(last, i, carry), (x, l, memo, worst)
@@ -228,6 +228,11 @@ def _backward(residuals, cotangent, perturbed, rollout: Rollout, rows: Rows, eve
     (x, l, gradient, worst), _ = jax.lax.scan(row, carry, xs, reverse=True)
     gradient = eqx.tree_at(lambda g: g.x0, gradient, l if perturbed.x0 else None, is_leaf=_none)
     return gradient, jnp.maximum(worst, _distance(x, rollout.x0))
+
+
+def _step(rollout: Rollout, k: Array) -> Step:
+    k = k.astype(rollout.x0.dtype)
+    return Step(rollout.cell, rollout.inputs, rollout.t0, rollout.dt, k)
 
 
 def _restored(kept: Array | None, every: int | None, k: Array, x: Array, worst: Array):

@@ -49,8 +49,7 @@ def integrate(
 ) -> tuple[PyTree, Bool[Array, "*b"], Any]:
     """What `fn` makes of the states at the saves; which trajectories stayed finite; results."""
     prepared = given.solver.prepare(given.cell, given.dt)
-    steps = jnp.sum(rows.count)
-    total = steps * tiles_of(given, tile)
+    steps, tiles = jnp.sum(rows.count), tiles_of(given, tile)
 
     def solve(state, part, number):
         rollout = laid_out(part)
@@ -67,8 +66,10 @@ def integrate(
                 return x, None
 
             def tick(state, i):
-                done = number * steps + start + i
-                return state if meter is None else meter.step(state, done / total)
+                if meter is None:
+                    return state
+                done = number.astype(float) + (start + i) / steps
+                return meter.step(state, done / tiles)
 
             x, state = _checkpointed_scan(step, x, rows.length, tick, state)
             return (x, state), rollout.output(x, start + count, side if rows.sided else None)

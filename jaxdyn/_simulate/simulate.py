@@ -132,10 +132,10 @@ def simulate(
         raise ValueError(f"`max_steps` must be a positive integer or None, got {max_steps!r}.")
     solver = default_solver(cell) if solver is None else solver
     check_solver(solver, cell, adjoint, stepsize_controller)
-    if isinstance(adjoint, ReversibleAdjoint):
-        check_reversible(adjoint, solver, cell, args)
+    if undoing is not None:
+        check_reversible(undoing, solver, cell, args)
     if engine is not None:
-        check_threads(x0, adjoint, cell, args, dt, t0)
+        check_threads(x0, adjoint, cell, args, dt, t0, solver, saveat)
     cell = cast(cell, x0.dtype)
     inputs = inputs_of(cell, args, x0, span)
     plan = None

@@ -18,6 +18,11 @@ from .scan import integrate
 from .schedule import Rows
 from .tiles import tile_size
 
+INSIDE = (
+    "`engine=jaxdyn.Threads` cannot run inside jit, grad or vmap, nor with functions that close "
+    "over what those trace; leave it out there."
+)
+
 
 class Threads(eqx.Module):
     """Shares the trajectories of a batch among threads, one program each.
@@ -54,9 +59,7 @@ class Threads(eqx.Module):
 def check_threads(x0: Array, adjoint: Any, *known: Any) -> None:
     """Refuses what threads cannot do."""
     if is_inside_jit() or is_traced((x0, known)):
-        raise ValueError(
-            "`engine=jaxdyn.Threads` cannot run inside jit, grad or vmap; leave it out there."
-        )
+        raise ValueError(INSIDE)
     if adjoint is not None:
         raise ValueError("`engine=jaxdyn.Threads` takes no gradients; leave `adjoint` out.")
     if any(device.platform != "cpu" for device in x0.devices()):
@@ -89,8 +92,10 @@ def integrate_in_threads(rollout: Rollout, rows: Rows, engine: Threads) -> Any:
             return jax.block_until_ready(out)
 
     starts = [min(start, batch - size) for start in range(0, batch, size)]
-    others = [_pool(len(starts) - 1).submit(solve, start) for start in starts[1:]]
-    parts = [solve(starts[0]), *(other.result() for other in others)]
+    try:
+        parts = list(_pool(engine.count()).map(solve, starts))
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(INSIDE) from error
     return _joined(parts, len(starts) * size - batch)
 
 

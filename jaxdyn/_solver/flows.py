@@ -21,19 +21,24 @@ DRIFT, DAMP, SWEEP = "drift", "damp", "sweep"
 
 
 class Part(NamedTuple):
-    """An elementary flow `name` over `coefficient` steps, which starts `start` steps in."""
+    """An elementary flow `name` over `coefficient` steps, from `start` steps in to `end`.
+
+    Both ends are kept, so that a part and its reverse agree on them to the last bit.
+    """
 
     name: str | int
     coefficient: Any
     start: Any
+    end: Any
     ascending: bool
     pair: Any
     """The number of the pair of sweeps it belongs to."""
 
     def reversed(self) -> "Part":
         """The part that undoes this one."""
-        end = self.start + self.coefficient
-        return Part(self.name, -self.coefficient, end, not self.ascending, self.pair)
+        return Part(
+            self.name, -self.coefficient, self.end, self.start, not self.ascending, self.pair
+        )
 
 
 class AbstractFlows(abc.ABC):
@@ -105,8 +110,7 @@ class AbstractFlows(abc.ABC):
     def _drift(self, part: Part, state: Any) -> Any:
         """The drive over the part. The adjoint takes it at its start and not at its end."""
         z, y = state
-        begin = self.t + part.start * self.dt
-        end = self.t + (part.start + part.coefficient) * self.dt
+        begin, end = self.t + part.start * self.dt, self.t + part.end * self.dt
 
         def moved(u, z):
             def drive(t):

@@ -34,7 +34,7 @@ MAX_UNROLLED_KICKS = 64
 MAX_CLASSES = 32
 # Up to this many units, kicking single units beats the block sweep.
 MAX_SINGLE_UNITS = 4
-# Notes of about so many numbers are kept at a time while steps are undone (benchmarks/gradient.py).
+# Notes of about so many numbers are kept at a time while steps are undone.
 MEMO_SIZE = 2**15
 # So many trajectories at a time keep a sweep in cache (benchmarks/tiles.py).
 TILE = 64
@@ -55,7 +55,8 @@ class AbstractSplitting(AbstractCellSolver):
       is every change of them. Such numbers add up without rounding, so that a step of -dt undoes a
       step of dt bit for bit, for ever, as long as all |x| < 2^53 grid (float64) or 2^24 grid
       (float32, for which 2.0**-12 fits). The solution changes by about `grid` a kick. For a
-      PoissonCell only.
+      PoissonCell only. With an input that depends on time, [`jaxdyn.ReversibleAdjoint`][] undoes
+      it as exactly; a step of -dt sees the input at times that are rounded otherwise.
 
     **Raises:** ValueError when `grid` is not a power of two.
 
@@ -218,15 +219,16 @@ class AbstractSplitting(AbstractCellSolver):
             return carry
 
         def pair(carry, rows):
-            i, (a, b), (start, middle) = rows
-            parts = [Part(name, a, start, True, i) for name in names]
-            parts += [Part(name, b, middle, False, i) for name in reversed(names)]
+            i, (a, b), (start, middle, end) = rows
+            parts = [Part(name, a, start, middle, True, i) for name in names]
+            parts += [Part(name, b, middle, end, False, i) for name in reversed(names)]
             for part in reversed(parts) if reverse else parts:
                 carry = visit(part, carry)
             return carry, None
 
-        starts = np.cumsum((0.0, *a[:-1]))
-        rows = [jnp.asarray(np.reshape(v, (-1, 2)), dtype) for v in (a, starts)]
+        ends = np.cumsum((0.0, *a))
+        times = np.stack([ends[:-1:2], ends[1::2], ends[2::2]], axis=1)
+        rows = [jnp.asarray(v, dtype) for v in (np.reshape(a, (-1, 2)), times)]
         return jax.lax.scan(pair, carry, [jnp.arange(len(a) // 2), *rows], reverse=reverse)[0]
 
 
@@ -258,8 +260,8 @@ def _merged(coefficients: tuple[float, ...], names: list) -> list[Part]:
         ascending = i % 2 == 0
         for name in names if ascending else reversed(names):
             if out and out[-1].name == name and name not in (DRIFT, SWEEP):
-                out[-1] = out[-1]._replace(coefficient=out[-1].coefficient + a)
+                out[-1] = out[-1]._replace(coefficient=out[-1].coefficient + a, end=start + a)
             else:
-                out.append(Part(name, a, start, ascending, i // 2))
+                out.append(Part(name, a, start, start + a, ascending, i // 2))
         start += a
     return out

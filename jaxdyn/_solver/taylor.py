@@ -22,8 +22,8 @@ from .._types import Args
 from .base import AbstractCellSolver, beside, own_time, unwrap
 
 # Up to this many units W x is a sum of columns, and the coefficients of a tile of trajectories,
-# about 2 p + 8 arrays, fit into a cache of about so many bytes. XLA shares larger products of
-# large batches among cores, which is worth more than a cache (benchmarks/tiles.py).
+# about 2 p + 8 arrays, fit into a cache of about so many bytes (benchmarks/tiles.py). Larger
+# products of large batches XLA shares among cores, which is worth more than a cache.
 MAX_COLUMNS = 16
 CACHE = 48 * 1024
 
