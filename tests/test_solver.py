@@ -10,6 +10,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import jaxdyn as jd
+from jaxdyn._cell import SharedInput
 
 SPLITTINGS = [jd.Strang(), jd.Yoshida4(), jd.Suzuki4(), jd.BlanesMoan4(), jd.Yoshida6()]
 IMPLICIT = [jd.DiscreteGradient(), jd.ImplicitMidpoint()]
@@ -417,3 +418,32 @@ def test_newton_takes_over_where_substitution_is_slow(solver):
     else:
         s = jnp.tanh((x + x1) / 2)
     np.testing.assert_allclose(x1, x + h * cell.operator.mv(s), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("n", [2, 8, 20])
+@pytest.mark.parametrize("order", [1, 6])
+def test_taylor_of_a_batch_has_the_derivatives_of_one(n, order):
+    """W x of a batch is a sum of columns, then one with its own derivative, then a product."""
+    cell, solver = (
+        jd.PoissonCell(jd.DenseSkew.random(n, key=jr.key(5)), jd.Tanh()),
+        jd.Taylor(order),
+    )
+    x, t, dt = jr.normal(jr.key(6), (n, 3)), jnp.zeros(()), jnp.asarray(0.2)
+
+    def of_a_batch(p):
+        formed = solver.form(p[0])
+        return jnp.sin(solver.advance_batch(formed, t, dt, p[1], SharedInput(None)))
+
+    def of_one(p):
+        return jnp.sin(jax.vmap(lambda x: solver.advance(p[0], t, dt, x, None), -1, -1)(p[1]))
+
+    p = (cell, x)
+    tangent = jax.tree.map(jnp.ones_like, eqx.filter(p, eqx.is_array))
+    forward = [eqx.filter_jvp(f, (p,), (tangent,))[1] for f in (of_a_batch, of_one)]
+    np.testing.assert_allclose(*forward, rtol=0, atol=1e-13 * np.max(np.abs(forward[1])))
+
+    def gradient(f):
+        return jax.tree.leaves(eqx.filter_grad(lambda p: jnp.sum(f(p)))(p))
+
+    for got, want in zip(gradient(of_a_batch), gradient(of_one), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-13 * np.max(np.abs(want)))

@@ -15,7 +15,9 @@ import numpy as np
 
 from . import Problem, Solve
 
-FLAGS = "-std=gnu11 -O3 -march=native -ffast-math -fopenmp -shared -fPIC".split()
+FLAGS = "-std=gnu11 -O3 -march=native -ffast-math -fopenmp -fPIC".split()
+# Not with -ffast-math: linked so, loading the library would flush subnormal numbers of all Python.
+LINK = "-shared -fopenmp".split()
 # GCC's own choice is half of that where a processor has both.
 WIDE = "-mprefer-vector-width=512"
 
@@ -78,18 +80,14 @@ def _library() -> ctypes.CDLL:
     """Compiled into a folder that is gone again once the library is loaded."""
     source = Path(__file__).with_name("yardstick.c")
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "yardstick.so"
+        part, out = Path(folder) / "yardstick.o", Path(folder) / "yardstick.so"
 
-        def compile_with(*flags: str) -> None:
-            subprocess.run(
-                ["cc", *FLAGS, *flags, str(source), "-o", str(out), "-lm"],
-                check=True,
-                capture_output=True,
-                text=True,
-            )
+        def cc(*arguments: str | Path) -> None:
+            subprocess.run(["cc", *arguments], check=True, capture_output=True, text=True)
 
         try:
-            compile_with(WIDE)
+            cc(*FLAGS, WIDE, "-c", source, "-o", part)
         except subprocess.CalledProcessError:
-            compile_with()
+            cc(*FLAGS, "-c", source, "-o", part)
+        cc(*LINK, part, "-o", out, "-lm")
         return ctypes.CDLL(str(out))

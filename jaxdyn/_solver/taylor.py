@@ -25,6 +25,10 @@ from .base import AbstractCellSolver, beside, own_time, unwrap
 # about 2 p + 8 arrays, fit into a cache of about so many bytes (benchmarks/tiles.py). Larger
 # products of large batches XLA shares among cores, which is worth more than a cache.
 MAX_COLUMNS = 16
+# Beyond so many units the derivative of W x is a matrix product for all that: of eight units the
+# gradient of a solve compiles in a quarter of the time and takes as long; of two it would take
+# twice as long.
+MAX_COLUMN_DERIVATIVES = 4
 CACHE = 48 * 1024
 
 
@@ -216,12 +220,28 @@ def _product(operator: AbstractSkewOperator, x: Float[Array, "n *b"]) -> Float[A
     if x.ndim == 1:
         return operator.mv(x)
     if isinstance(operator, FormedSkew) and operator.size <= MAX_COLUMNS:
-        # A tiny matrix product costs more than it computes. Without the barriers XLA works x out
-        # again for every column, and the sum for everything that is made of it.
-        x = jax.lax.optimization_barrier(x)
-        terms = [operator.matrix[:, j : j + 1] * x[j : j + 1] for j in range(operator.size)]
-        return jax.lax.optimization_barrier(sum(terms[1:], start=terms[0]))
+        few = operator.size <= MAX_COLUMN_DERIVATIVES
+        return (_columns if few else _columns_and_products)(operator.matrix, x)
     return jax.vmap(operator.mv, -1, -1)(x)
+
+
+def _columns(W: Float[Array, "n n"], x: Float[Array, "n b"]) -> Float[Array, "n b"]:
+    """W x. A tiny matrix product costs more than it computes."""
+    # Without the barriers XLA works x out again for every column, and the sum for everything that
+    # is made of it.
+    x = jax.lax.optimization_barrier(x)
+    terms = [W[:, j : j + 1] * x[j : j + 1] for j in range(len(W))]
+    return jax.lax.optimization_barrier(sum(terms[1:], start=terms[0]))
+
+
+_columns_and_products = jax.custom_jvp(_columns)
+
+
+@_columns_and_products.defjvp
+def _(primals, tangents):
+    (W, x), (dW, dx) = primals, tangents
+    product = ft.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    return _columns_and_products(W, x), product(W, dx) + product(dW, x)
 
 
 def _damping(cell: AbstractCell, x: Float[Array, "n *b"]) -> Array | None:
