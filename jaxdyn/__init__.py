@@ -63,5 +63,6 @@ from ._solver import Suzuki4 as Suzuki4
 from ._solver import Taylor as Taylor
 from ._solver import Yoshida4 as Yoshida4
 from ._solver import Yoshida6 as Yoshida6
+from ._train import signals as signals
 
 __version__ = "0.1.0"
