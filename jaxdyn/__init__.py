@@ -63,6 +63,15 @@ from ._solver import Suzuki4 as Suzuki4
 from ._solver import Taylor as Taylor
 from ._solver import Yoshida4 as Yoshida4
 from ._solver import Yoshida6 as Yoshida6
+from ._train import EncodedOscillator as EncodedOscillator
+from ._train import Fit as Fit
+from ._train import Oscillator as Oscillator
+from ._train import Progress as Progress
+from ._train import Readout as Readout
+from ._train import fit as fit
+from ._train import fit_encoder as fit_encoder
+from ._train import initialisers as initialisers
+from ._train import losses as losses
 from ._train import signals as signals
 
 __version__ = "0.1.0"

@@ -1,5 +1,6 @@
 from .base import AbstractCellSolver as AbstractCellSolver
 from .base import Step as Step
+from .base import materialise as materialise
 from .compositions import BlanesMoan4 as BlanesMoan4
 from .compositions import Strang as Strang
 from .compositions import Suzuki4 as Suzuki4

@@ -1,1 +1,10 @@
+from . import initialisers as initialisers
+from . import losses as losses
 from . import signals as signals
+from .encoder import EncodedOscillator as EncodedOscillator
+from .encoder import fit_encoder as fit_encoder
+from .fit import fit as fit
+from .oscillator import Oscillator as Oscillator
+from .oscillator import Readout as Readout
+from .result import Fit as Fit
+from .stages import Progress as Progress

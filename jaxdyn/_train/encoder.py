@@ -1,0 +1,401 @@
+"""One network for many signals: the state it starts from is inferred from a stretch of each."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import lineax as lx
+import numpy as np
+import optimistix as optx
+from jaxtyping import Array, Float
+
+from .._cell import AbstractCell
+from .._model_file import load_module, register, save_module
+from .fit import fit
+from .job import LARGEST_POLISH
+from .oscillator import Oscillator, Readout, default_solver, default_step
+from .rollout import flow
+from .signals import Signal
+
+STEP_ORDER = 8
+RIDGE = 1e-6
+LEARNING_RATE = 2e-3
+# Levenberg-Marquardt on several signals at once: how long, and up to how much work a step.
+SHARED_STEPS = 50
+# Steps of training in one call of the compiled program.
+ROUND = 50
+
+
+class Perceptron(eqx.Module):
+    """z -> A z + W_2 tanh(W_1 z + b_1): a linear map and a correction by one hidden layer."""
+
+    linear: Float[Array, "n z"]
+    inner: Float[Array, "h z"]
+    bias: Float[Array, " h"]
+    outer: Float[Array, "n h"]
+
+    def __call__(self, z: Float[Array, " z"]) -> Float[Array, " n"]:
+        return self.linear @ z + self.outer @ jnp.tanh(self.inner @ z + self.bias)
+
+
+class EncodedOscillator(eqx.Module):
+    r"""A network that continues signals it has not seen: x0 is inferred from a context window.
+
+    The encoder maps the `context` samples of a window, $z$, to the state at the first of them,
+    $x_0 = A z + W_2 \tanh(W_1 z + b_1)$; cell and readout are shared by all signals. Made by
+    [`jaxdyn.fit_encoder`][].
+
+    Called with a window (context, m), sampled every `dt`, it returns the
+    [`jaxdyn.Oscillator`][] that runs through the window and on.
+    """
+
+    cell: AbstractCell
+    readout: Readout
+    encoder: Perceptron
+    mean: Float[Array, " m"]
+    scale: Float[Array, " m"]
+    context: int = eqx.field(static=True)
+    dt: float = eqx.field(static=True)
+    step: float = eqx.field(static=True)
+    channels: tuple[str, ...] = eqx.field(static=True)
+    time_unit: str = eqx.field(static=True)
+
+    def __call__(self, window: Any, *, t0: float | int = 0.0, refine: int = 10) -> Oscillator:
+        """The oscillator that continues a window.
+
+        **Arguments:**
+
+        - `window`: the samples (context, m), or (context,) of one channel, the last of which is
+          where the forecast starts.
+        - `t0`: the time of its first sample.
+        - `refine`: the most steps of Levenberg-Marquardt that bring the run from the inferred
+          state nearer to the window; 0 takes what the encoder says.
+
+        **Raises:** ValueError for a window of another shape or with values that are not finite.
+        """
+        values = np.asarray(window, np.float64)
+        values = values[:, None] if values.ndim == 1 else values
+        if values.shape != (self.context, len(self.channels)):
+            raise ValueError(
+                f"`window` must have shape ({self.context}, {len(self.channels)}), the samples "
+                f"before the forecast; got {np.shape(window)}."
+            )
+        if not np.all(np.isfinite(values)):
+            raise ValueError("`window` must be finite: the encoder needs every sample.")
+        if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0:
+            raise ValueError(f"`refine` must be an integer >= 0, got {refine!r}.")
+        target = (jnp.asarray(values, self.mean.dtype) - self.mean[None]) / self.scale[None]
+        x0 = self.encoder(target.ravel())
+        if refine:
+            x0 = _refined(self, x0, target, refine)
+        readout = Readout(
+            self.readout.matrix * self.scale[:, None],
+            self.readout.offset * self.scale + self.mean,
+        )
+        return Oscillator(
+            x0,
+            self.cell,
+            readout,
+            t0=t0,
+            step=self.step,
+            channels=self.channels,
+            time_unit=self.time_unit,
+        )
+
+    def run(self, x0: Float[Array, " n"], count: int) -> Float[Array, "t m"]:
+        """The standardised outputs at `count` samples from a state, differentiable."""
+        gaps = jnp.full(count - 1, self.dt, x0.dtype)
+        solver = default_solver(self.cell, STEP_ORDER)
+        substeps = max(1, math.ceil(self.dt / self.step - 1e-9))
+        return self.readout.batch(flow(self.cell, x0, gaps, solver, substeps))
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model to one file; see [`jaxdyn.EncodedOscillator.load`][]."""
+        save_module(path, self)
+
+    @staticmethod
+    def load(path: str | Path) -> "EncodedOscillator":
+        """Reads what `save` wrote, as [`jaxdyn.Oscillator.load`][] does, with the same errors."""
+        with jax.enable_x64(True):
+            model = load_module(path, expect=EncodedOscillator)
+        return _default_precision(model)
+
+
+register(Perceptron, EncodedOscillator)
+
+
+@eqx.filter_jit
+def _refined(model: EncodedOscillator, x0: Array, target: Array, steps: int) -> Array:
+    def residuals(x0, _):
+        return (model.run(x0, model.context) - target).ravel()
+
+    method = optx.LevenbergMarquardt(rtol=1e-12, atol=1e-12, linear_solver=lx.QR())
+    return optx.least_squares(residuals, method, x0, max_steps=steps + 1, throw=False).value
+
+
+def fit_encoder(
+    signals: Any,
+    *,
+    dt: float | int | None = None,
+    context: int,
+    ahead: int | None = None,
+    units: int = 16,
+    hidden: int = 64,
+    steps: int = 1000,
+    batch: int = 32,
+    start: Oscillator | None = None,
+    key: Array,
+    progress: bool = False,
+) -> EncodedOscillator:
+    r"""Fits one network to many signals, together with an encoder of where each starts.
+
+    The network starts from a fit of one of the signals, and is then polished on several of them at
+    once by Levenberg-Marquardt, each with a state of its own. The encoder's linear part starts from
+    the ridge regression of states on windows; the encoder is trained by Adam with a cosine schedule
+    on random windows of all the signals, on the mean squared error over the `context` samples that
+    it sees and `ahead` more that it does not.
+
+    **Arguments:**
+
+    - `signals`: at least one signal, each (t,) or (t, m) with `dt`, or a `Signal`; of one uniform
+      sampling and complete. Lengths may differ.
+    - `context`, `ahead`: samples that the encoder sees, and that it has to foretell; default as
+      many as it sees.
+    - `units`: n; `hidden`: the width of the encoder.
+    - `steps`, `batch`: of training, and windows in each.
+    - `start`: the oscillator to start from, of these channels; default: `jaxdyn.fit` of the signal
+      with the largest variance.
+    - `key`: a JAX random key; the same key gives the same result.
+    - `progress`: show a bar.
+
+    **Returns:** an [`jaxdyn.EncodedOscillator`][].
+
+    **Raises:** ValueError or TypeError that names the argument.
+    """
+    given = _checked_signals(signals, dt)
+    m, step = given[0].n_channels, given[0].dt
+    assert step is not None
+    for name, value, least in (
+        ("context", context, 2),
+        ("units", units, 2),
+        ("hidden", hidden, 1),
+        ("steps", steps, 0),
+        ("batch", batch, 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"`{name}` must be an integer >= {least}, got {value!r}.")
+    ahead = context if ahead is None else ahead
+    if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 1:
+        raise ValueError(f"`ahead` must be an integer >= 1, got {ahead!r}.")
+    length = context + ahead
+    short = min(s.n_samples for s in given)
+    if length > short:
+        raise ValueError(
+            f"`context` and `ahead` make windows of {length} samples, the shortest signal has "
+            f"{short}; give smaller ones."
+        )
+    if start is not None and (start.size != units or len(start.channels) != m):
+        raise ValueError(
+            f"`start` has {start.size} units and {len(start.channels)} channels, not {units} and "
+            f"{m}."
+        )
+    with jax.enable_x64(True):
+        key_fit, key_net, key_batch = jr.split(key, 3)
+        lead = max(range(len(given)), key=lambda i: float(given[i].values.var()))
+        first = start or fit(given[lead], units=units, holdout=0, key=key_fit).oscillator
+        first = jax.tree.map(lambda a: jnp.asarray(a, float), first)
+        model = _start(given, first, given[lead], context, hidden, key_net)
+        model = _shared(model, given, short)
+        model = dataclasses.replace(model, step=default_step(model.cell))
+        model = _trained(model, given, length, steps, batch, key_batch, progress)
+    return _default_precision(model)
+
+
+def _checked_signals(signals: Any, dt: float | int | None) -> list[Signal]:
+    if isinstance(signals, Signal) or not isinstance(signals, Sequence | np.ndarray | jax.Array):
+        raise TypeError(f"`signals` must be a list of signals, got {type(signals).__name__}.")
+    given = [s if isinstance(s, Signal) else Signal.of(s, dt=dt) for s in signals]
+    if not given:
+        raise ValueError("`signals` must hold at least one signal.")
+    for i, s in enumerate(given):
+        if s.dt is None or not s.is_complete:
+            raise ValueError(f"`signals`[{i}] must have uniform times and no missing samples.")
+        if s.n_channels != given[0].n_channels or abs(s.dt / (given[0].dt or 1.0) - 1) > 1e-6:
+            raise ValueError(
+                f"`signals`[{i}] must have the channels and the sampling of the first: "
+                f"{given[0].n_channels} every {given[0].dt:g}; got {s.n_channels} every {s.dt:g}."
+            )
+    return given
+
+
+def _start(
+    given: list[Signal],
+    start: Oscillator,
+    lead: Signal,
+    context: int,
+    hidden: int,
+    key: Array,
+) -> EncodedOscillator:
+    everything = np.concatenate([s.values for s in given]).astype(np.float64)
+    mean, scale = everything.mean(0), everything.std(0)
+    n, m = start.size, len(mean)
+    # Its own states and outputs: it need not belong to any of the signals.
+    states = np.asarray(start.states(lead.ts))
+    z = (np.asarray(start.readout.batch(jnp.asarray(states))) - mean) / scale
+    count = len(z) - context + 1
+    windows = np.stack([z[i : i + context].ravel() for i in range(count)])
+    gram = windows.T @ windows / count
+    gram += RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
+    linear = np.linalg.solve(gram, windows.T @ states[:count] / count).T
+    return EncodedOscillator(
+        cell=start.cell,
+        readout=Readout(
+            start.readout.matrix / scale[:, None], (start.readout.offset - mean) / scale
+        ),
+        encoder=Perceptron(
+            linear=jnp.asarray(linear),
+            inner=jr.normal(key, (hidden, context * m)) / math.sqrt(context * m),
+            bias=jnp.zeros(hidden),
+            outer=jnp.zeros((n, hidden)),
+        ),
+        mean=jnp.asarray(mean),
+        scale=jnp.asarray(scale),
+        context=context,
+        dt=float(lead.dt or 0.0),
+        step=start.step,
+        channels=lead.channels,
+        time_unit=lead.time_unit,
+    )
+
+
+def _shared(model: EncodedOscillator, given: list[Signal], length: int) -> EncodedOscillator:
+    """Cell and readout polished on as many of the signals at once as that can bear, each with a
+    state of its own."""
+    size = sum(leaf.size for leaf in jax.tree.leaves((model.cell, model.readout)))
+    n, outputs = model.cell.size, length * len(model.channels)
+
+    def work(count: int) -> float:
+        return float(count * outputs) * (size + count * n) ** 2
+
+    count = len(given)
+    while count > 1 and work(count) > LARGEST_POLISH:
+        count -= 1
+    if work(count) > LARGEST_POLISH:
+        return model
+    chosen = [given[i] for i in np.linspace(0, len(given) - 1, count).round().astype(int)]
+    mean, scale = np.asarray(model.mean), np.asarray(model.scale)
+    targets = jnp.asarray(np.stack([(s.values[:length] - mean) / scale for s in chosen]))
+    return _polished(model, targets)
+
+
+@eqx.filter_jit
+def _polished(model: EncodedOscillator, targets: Float[Array, "k t m"]) -> EncodedOscillator:
+    heads = targets[:, : model.context]
+    guesses = jax.vmap(lambda z: _refined(model, model.encoder(z.ravel()), z, 10))(heads)
+
+    def unpacked(params):
+        return eqx.tree_at(lambda o: (o.cell, o.readout), model, eqx.combine(params, static))
+
+    params, static = eqx.partition((model.cell, model.readout), eqx.is_inexact_array)
+
+    def residuals(free, _):
+        params, starts = free
+        moved = unpacked(params)
+        outputs = jax.vmap(lambda x0: moved.run(x0, targets.shape[1]))(starts)
+        return (outputs - targets).ravel()
+
+    method = optx.LevenbergMarquardt(rtol=1e-12, atol=1e-12, linear_solver=lx.QR())
+    found = optx.least_squares(
+        residuals, method, (params, guesses), max_steps=SHARED_STEPS, throw=False
+    )
+    return unpacked(found.value[0])
+
+
+def _trained(
+    model: EncodedOscillator,
+    given: list[Signal],
+    length: int,
+    steps: int,
+    batch: int,
+    key: Array,
+    progress: bool,
+) -> EncodedOscillator:
+    mean, scale = np.asarray(model.mean), np.asarray(model.scale)
+    standard = [(s.values - mean) / scale for s in given]
+    windows = jnp.asarray(
+        np.concatenate(
+            [
+                np.lib.stride_tricks.sliding_window_view(z, length, axis=0).swapaxes(1, 2)[
+                    :: max(1, model.context // 8)
+                ]
+                for z in standard
+            ]
+        )
+    )
+    # The encoder alone: what it gets wrong must not be made good by wrong dynamics.
+    spec = jax.tree.map(lambda _: False, model)
+    trained = jax.tree.map(lambda _: True, model.encoder)
+    params, static = eqx.partition(model, eqx.tree_at(lambda o: o.encoder, spec, trained))
+    import optax
+
+    optimiser = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, max(steps, 1))),
+    )
+    state = optimiser.init(params)
+    rounds = math.ceil(steps / ROUND)
+    bar = None
+    if progress:
+        from tqdm import tqdm
+
+        bar = tqdm(total=rounds * ROUND, desc="encoder", unit="step")
+    for key_round in jr.split(key, rounds):
+        keys = jr.split(key_round, ROUND)
+        params, state, losses = _round(params, static, optimiser, state, windows, keys, batch)
+        if bar is not None:
+            bar.update(ROUND)
+            bar.set_postfix_str(f"loss {float(jnp.mean(losses)):.2e}")
+    if bar is not None:
+        bar.close()
+    return eqx.combine(params, static)
+
+
+@eqx.filter_jit
+def _round(params, static, optimiser, state, windows, keys, batch):
+    import optax
+
+    def loss(params, chosen):
+        model = eqx.combine(params, static)
+
+        def one(window):
+            x0 = model.encoder(window[: model.context].ravel())
+            return jnp.mean((model.run(x0, window.shape[0]) - window) ** 2)
+
+        return jnp.mean(jax.vmap(one)(chosen))
+
+    def step(carry, key):
+        params, state = carry
+        chosen = windows[jr.randint(key, (batch,), 0, windows.shape[0])]
+        value, gradient = jax.value_and_grad(loss)(params, chosen)
+        finite = functools.reduce(
+            jnp.logical_and, (jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient))
+        )
+        gradient = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), gradient)
+        updates, state = optimiser.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), value
+
+    (params, state), losses = jax.lax.scan(step, (params, state), keys)
+    return params, state, losses
+
+
+def _default_precision(model: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(np.asarray(leaf)) if eqx.is_array(leaf) else leaf, model
+    )

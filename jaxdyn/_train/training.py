@@ -1,0 +1,214 @@
+"""The compiled parts of a fit: many restarts at once through gradient descent or polishing."""
+
+import functools
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import optimistix as optx
+from jaxtyping import Array, Float
+
+from .._cell import EnergyShell, PoissonCell
+from .losses import AbstractLoss
+from .oscillator import Oscillator
+from .rollout import Run, Settings, Window, run
+
+
+class Task(eqx.Module):
+    """What is being fitted: one structure of oscillator, a loss, and windows to train and judge on.
+
+    `training` is the window that the loss sees. `full` goes on to the end of the validation part,
+    with the weights of the training part, and `judging` (t, m) are the weights of the samples that
+    a restart is judged by.
+    """
+
+    static: Oscillator
+    loss: AbstractLoss
+    settings: Settings = eqx.field(static=True)
+    training: Window
+    full: Window
+    judging: Float[Array, "t m"]
+
+    def model(self, params: Any) -> Oscillator:
+        """The oscillator of unconstrained parameters."""
+        return _positive(eqx.combine(params[0], self.static))
+
+    def params(self, model: Oscillator) -> Any:
+        """Unconstrained parameters of an oscillator, and the loss's own variables."""
+        trained = _trained(_unconstrained(model), self.settings.project)
+        return trained, self.loss.variables(run(model, self.training, self.settings))
+
+    def run(self, params: Any) -> Run:
+        return run(self.model(params), self.training, self.settings)
+
+    def residuals(self, params: Any) -> Float[Array, " r"]:
+        return self.loss.residuals(self.run(params), params[1])
+
+    def value(self, params: Any, horizon: Float[Array, ""]) -> Float[Array, ""]:
+        """The loss of the first part of the window, the fraction `horizon` of its duration."""
+        window = self.training
+        within = window.times <= horizon * window.times[-1] * (1 + 1e-9)
+        weights = jnp.where(within[:, None], window.weights, 0.0)
+        window = eqx.tree_at(lambda w: w.weights, window, weights / jnp.sum(weights))
+        seen = run(self.model(params), window, self.settings)
+        return jnp.sum(self.loss.residuals(seen, params[1]) ** 2)
+
+    def judged(self, params: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """The loss on the training window, and the mean squared error of the judging samples."""
+        seen = run(self.model(params), self.full, self.settings)
+        error = jnp.sum(self.judging * (seen.outputs - seen.targets) ** 2)
+        loss = jnp.sum(self.residuals(params) ** 2)
+        return _or_infinite(loss), _or_infinite(error)
+
+    def finished(self, params: Any) -> Oscillator:
+        """The oscillator with its readout, of the standardised signal."""
+        model = self.model(params)
+        return eqx.tree_at(lambda o: o.readout, model, self.run(params).readout)
+
+
+@eqx.filter_jit
+def start(task: Task, models: Oscillator) -> Any:
+    """The parameters of a stack of oscillators."""
+    dynamic, static = eqx.partition(models, eqx.is_array)
+    return jax.vmap(lambda d: task.params(eqx.combine(d, static)))(dynamic)
+
+
+@eqx.filter_jit
+def judge(task: Task, params: Any) -> tuple[Float[Array, " r"], Float[Array, " r"]]:
+    return jax.vmap(task.judged)(params)
+
+
+@eqx.filter_jit
+def finish(task: Task, params: Any) -> Oscillator:
+    """A stack of oscillators, with only the arrays stacked."""
+    arrays = jax.vmap(lambda p: eqx.filter(task.finished(p), eqx.is_array))(params)
+    return eqx.combine(arrays, eqx.filter(task.static, eqx.is_array, inverse=True))
+
+
+@eqx.filter_jit
+def begin_descent(optimiser: Any, params: Any) -> Any:
+    return jax.vmap(optimiser.init)(params)
+
+
+@eqx.filter_jit
+def descend(
+    task: Task,
+    optimiser: Any,
+    params: Any,
+    state: Any,
+    horizons: Float[Array, " s"],
+) -> tuple[Any, Any, tuple[Float[Array, " r"], Float[Array, " r"]]]:
+    """One step of the optimiser for each of `horizons`, for all restarts; then their judgement."""
+
+    import optax
+
+    def one(params, state):
+        def step(carry, horizon):
+            params, state = carry
+            gradient = jax.grad(task.value)(params, horizon)
+            # One infinite gradient must not spoil a restart for good: such a step is left out.
+            finite = functools.reduce(
+                jnp.logical_and, (jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient))
+            )
+            gradient = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), gradient)
+            # optax's schedules need it, whatever promotion the user has set.
+            with jax.numpy_dtype_promotion("standard"):
+                updates, new_state = optimiser.update(gradient, state, params)
+                moved = optax.apply_updates(params, updates)
+            return (_where(finite, moved, params), _where(finite, new_state, state)), None
+
+        (params, state), _ = jax.lax.scan(step, (params, state), horizons)
+        return params, state, task.judged(params)
+
+    return jax.vmap(one)(params, state)
+
+
+@eqx.filter_jit
+def polish(
+    task: Task, params: Any, step_size: Float[Array, " r"], steps: int
+) -> tuple[Any, Float[Array, " r"], tuple[Float[Array, " r"], Float[Array, " r"]]]:
+    """`steps` steps of Levenberg-Marquardt, for all restarts; then their judgement.
+
+    `step_size` is the reciprocal of the damping, which a round hands on to the next.
+    """
+    method = optx.LevenbergMarquardt(rtol=0.0, atol=0.0, linear_solver=lx.QR())
+
+    def residuals(params, _):
+        r = task.residuals(params)
+        # What is infinite is rejected as a step that makes things worse.
+        return jnp.where(jnp.isfinite(r), r, 1e100), None
+
+    def one(params, size):
+        out = jax.eval_shape(lambda: residuals(params, None))
+        state = method.init(residuals, params, None, {}, *out, frozenset())
+        state = eqx.tree_at(lambda s: s.search_state.step_size, state, size)
+        dynamic, static = eqx.partition(state, eqx.is_array)
+
+        def step(carry, _):
+            params, dynamic = carry
+            state = eqx.combine(dynamic, static)
+            params, state, _ = method.step(residuals, params, None, {}, state, frozenset())
+            return (params, eqx.filter(state, eqx.is_array)), None
+
+        # The first step only evaluates where it is.
+        (params, dynamic), _ = jax.lax.scan(step, (params, dynamic), None, length=steps + 1)
+        size = eqx.combine(dynamic, static).search_state.step_size
+        return params, size, task.judged(params)
+
+    return jax.vmap(one)(params, step_size)
+
+
+@eqx.filter_jit
+def trajectory_errors(task: Task, params: Any, scale: Float[Array, " m"]) -> Float[Array, " r"]:
+    """The mean squared error of each restart over the training window, in units of the data."""
+
+    def one(p):
+        seen = task.run(p)
+        return jnp.sum(seen.weights * ((seen.outputs - seen.targets) * scale[None]) ** 2)
+
+    return jax.vmap(one)(params)
+
+
+def _or_infinite(value: Float[Array, ""]) -> Float[Array, ""]:
+    return jnp.where(jnp.isfinite(value), value, jnp.inf)
+
+
+def _where(condition: Array, a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def _trained(model: Oscillator, project: bool) -> Oscillator:
+    """The arrays that are trained; without the readout where that is eliminated."""
+    arrays = eqx.filter(model, eqx.is_inexact_array)
+    keep = _fixed(arrays)
+    if project:
+        keep = eqx.tree_at(lambda o: o.readout, keep, replace=None, is_leaf=lambda x: x is None)
+    return keep
+
+
+def _fixed(arrays: Oscillator) -> Oscillator:
+    """Without what is no parameter: the rows that an energy shell leaves alone."""
+    cell = arrays.cell
+    if isinstance(cell, PoissonCell) and cell.regulator is not None:
+        if cell.regulator.keep is not None:
+            arrays = eqx.tree_at(lambda o: o.cell.regulator.keep, arrays, None)
+    return arrays
+
+
+def _unconstrained(model: Oscillator) -> Oscillator:
+    return _shell(model, jnp.log)
+
+
+def _positive(model: Oscillator) -> Oscillator:
+    return _shell(model, jnp.exp)
+
+
+def _shell(model: Oscillator, change: Any) -> Oscillator:
+    """The energy and the rate of a shell are trained by their logarithms: both stay positive."""
+    cell = model.cell
+    if not (isinstance(cell, PoissonCell) and isinstance(cell.regulator, EnergyShell)):
+        return model
+    pair = change(cell.regulator.energy), change(cell.regulator.rate)
+    return eqx.tree_at(lambda o: (o.cell.regulator.energy, o.cell.regulator.rate), model, pair)
