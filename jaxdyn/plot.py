@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._cell import AbstractCell, PoissonCell, cast
+from ._train import Fit
 
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, YELLOW, BLACK = "#E69F00", "#56B4E9", "#F0E442", "#000000"
@@ -19,6 +20,8 @@ COLORS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 GREY = "#8A8A8A"
 
 TIME_LABEL = "time (model units)"
+# Channels that one pair of axes has room for.
+MOST_CHANNELS = 6
 
 
 def phase_portrait(
@@ -127,29 +130,93 @@ def level_sets(
     return ax
 
 
-def spectrum(signal: Any, dt: float | int, *, ax: Any = None, **line: Any) -> Any:
+def spectrum(signal: Any, dt: float | int, *, pad: int = 1, ax: Any = None, **line: Any) -> Any:
     """The amplitude spectrum of a sampled signal under a Hann window, on a logarithmic axis.
 
     **Arguments:** `signal`, samples (t,), at least 4; `dt`, the time between them in model units;
-    `ax`; `line`, passed to `ax.plot`. The frequency axis is angular, as the frequencies of W are.
+    `pad`, how many times finer the grid of frequencies is than 2 pi / duration, for a smooth curve
+    from few samples; `ax`; `line`, passed to `ax.plot`. The frequency axis is angular, as the
+    frequencies of W are.
 
     **Returns:** the axes.
 
-    **Raises:** ValueError for another shape, values that are not finite, or `dt` not positive.
+    **Raises:** ValueError for another shape, values that are not finite, or `dt` or `pad` not
+    positive.
     """
     signal = np.asarray(signal, np.float64)
     if signal.ndim != 1 or signal.size < 4 or not np.all(np.isfinite(signal)):
         raise ValueError(f"`signal` must be at least 4 finite samples, got shape {signal.shape}.")
     if not dt > 0:
         raise ValueError(f"`dt` must be > 0, got {dt!r}.")
+    if pad < 1:
+        raise ValueError(f"`pad` must be an integer >= 1, got {pad!r}.")
     window = np.hanning(signal.size)
-    amplitude = 2 * np.abs(np.fft.rfft((signal - signal.mean()) * window)) / window.sum()
-    omega = 2 * np.pi * np.fft.rfftfreq(signal.size, dt)
+    amplitude = (
+        2 * np.abs(np.fft.rfft((signal - signal.mean()) * window, pad * signal.size)) / window.sum()
+    )
+    omega = 2 * np.pi * np.fft.rfftfreq(pad * signal.size, dt)
     ax = _axes(ax)
     ax.semilogy(omega, amplitude, **({"color": BLUE, "linewidth": 1.0} | line))
     ax.set_xlabel("angular frequency (rad per time unit)")
     ax.set_ylabel("amplitude")
     return ax
+
+
+def fit(fit: Fit, *, ax: Any = None) -> Any:
+    """A fit: the data, the fitted curve, and the forecast over the held-out tail, which is shaded.
+
+    One channel is drawn in its own units. Several, up to 6, are drawn one below the other, each
+    scaled to the same height, with its least and largest value at the axis.
+
+    **Arguments:** `fit`, what `jaxdyn.fit` returned; `ax`, matplotlib axes, or None for new ones.
+
+    **Returns:** the axes, with a legend above them.
+    """
+    signal = fit.signal
+    ts, end = signal.ts, fit.fitted.ts[-1]
+    shown = min(signal.n_channels, MOST_CHANNELS)
+    data = np.where(signal.mask, signal.values.astype(np.float64), np.nan)[:, :shown]
+    fine = np.linspace(ts[0], ts[-1], int(np.clip(4 * signal.n_samples, 1000, 20_000)))
+    curve = np.asarray(fit.oscillator(fine), np.float64)[:, :shown]
+    ax = _axes(ax)
+    if shown > 1:
+        low = np.minimum(np.nanmin(data, axis=0), curve.min(axis=0))
+        high = np.maximum(np.nanmax(data, axis=0), curve.max(axis=0))
+        base = 1.25 * np.arange(shown)[::-1]
+        data, curve = ((v - low) / (high - low) + base for v in (data, curve))
+        names = [name if len(name) <= 16 else f"{name[:15]}…" for name in signal.channels[:shown]]
+        ax.set_yticks(
+            np.ravel([base, base + 0.5, base + 1]),
+            [*(f"{v:.3g}" for v in low), *names, *(f"{v:.3g}" for v in high)],
+        )
+        if signal.n_channels > shown:
+            ax.set_ylabel(f"{shown} of {signal.n_channels} channels")
+    else:
+        ax.set_ylabel(signal.channels[0])
+    if end < ts[-1]:
+        ax.axvspan(end, ts[-1], color=GREY, alpha=0.15, linewidth=0, label="held out")
+    # Missing samples break the line; dots show samples that stand alone.
+    dots = {"marker": ".", "markersize": 5 if signal.n_samples <= 500 else 1}
+    for c in range(shown):
+        ahead = fine >= end
+        for part, y, style in (
+            ("data", (ts, data), {"color": GREY, "linewidth": 2.6, "alpha": 0.55, **dots}),
+            ("fit", (fine[~ahead], curve[~ahead]), {"color": BLUE, "linewidth": 1.1}),
+            ("forecast", (fine[ahead], curve[ahead]), {"color": VERMILLION, "linewidth": 1.1}),
+        ):
+            if part != "forecast" or end < ts[-1]:
+                ax.plot(y[0], y[1][:, c], label=part if c == 0 else None, **style)
+    ax.margins(x=0)
+    ax.set_xlabel(time_label(signal.time_unit))
+    ax.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, borderaxespad=0.2
+    )
+    return ax
+
+
+def time_label(unit: str) -> str:
+    """What to write at an axis of times in `unit`."""
+    return TIME_LABEL if unit == "model time" else f"time ({unit})"
 
 
 def _states(cell: AbstractCell, sol: Any) -> np.ndarray:

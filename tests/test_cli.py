@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import jaxdyn as jd
-from jaxdyn.cli import ACTIVATIONS, OPERATORS, SOLVERS, main
+from jaxdyn._cli.simulate import ACTIVATIONS, OPERATORS, SOLVERS
+from jaxdyn.cli import main
 
 SMALL = ["simulate", "--units", "4", "--trajectories", "3", "--t1", "1", "--dt", "0.1"]
 

@@ -1,5 +1,7 @@
 """Plotting functions draw what they were given, on the axes they were given."""
 
+import io
+
 import diffrax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -8,6 +10,8 @@ import pytest
 
 import jaxdyn as jd
 from jaxdyn import plot
+from jaxdyn._train.report import figures
+from jaxdyn._train.result import History
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +83,77 @@ def test_spectrum_finds_the_tone():
     assert abs(omega[top] - 1.3) <= np.pi / 200 and 0.59 < amplitude[top] <= 0.7 + 1e-3
 
 
+def test_spectrum_on_a_finer_grid_has_the_same_values():
+    y = np.sin(0.7 * np.arange(40)) + 1.0
+    coarse, fine = (plot.spectrum(y, 0.5, pad=pad).lines[0].get_data() for pad in (1, 8))
+    np.testing.assert_allclose(fine[0][::8], coarse[0], rtol=1e-12)
+    np.testing.assert_allclose(fine[1][::8], coarse[1], rtol=1e-9, atol=1e-14)
+
+
+def fitted(channels, held):
+    """What `jaxdyn.fit` returns for a signal that an oscillator fits, but for a small error."""
+    cell = jd.PoissonCell(jd.BlockSkew(jnp.asarray([1.0, 2.0])), jd.Tanh())
+    matrix = np.arange(1.0, 1 + 4 * channels).reshape(channels, 4)
+    oscillator = jd.Oscillator(jnp.asarray([0.5, 0.0, 0.2, 0.1]), cell, jd.Readout(matrix))
+    ts = 0.2 * np.arange(100)
+    values = np.asarray(oscillator(ts)) + 0.01
+    mask = np.ones(values.shape, bool)
+    mask[10:13, 0] = False
+    signal = jd.signals.Signal.of(values, ts=ts, mask=mask, time_unit="s")
+    metrics = {"frequencies": oscillator.frequencies().tolist()}
+    return jd.Fit(
+        oscillator=oscillator,
+        loss=1e-4,
+        losses=np.array([1e-4]),
+        best=0,
+        history=History((), np.zeros(0, np.int64), np.zeros((0, 1)), np.zeros((0, 1))),
+        metrics=metrics,
+        signal=signal,
+        fitted=signal.window(0, 100 - held),
+    )
+
+
+def test_fit_of_one_channel_in_its_own_units():
+    fit, (_, ax) = fitted(1, 30), plt.subplots()
+    assert plot.fit(fit, ax=ax) is ax
+    data, curve, forecast = (line.get_xydata() for line in ax.lines)
+    assert ax.get_legend_handles_labels()[1] == ["held out", "data", "fit", "forecast"]
+    assert ax.get_xlabel() == "time (s)" and ax.get_ylabel() == "x1"
+    np.testing.assert_array_equal(np.isnan(data[:, 1]), ~fit.signal.mask[:, 0])
+    np.testing.assert_array_equal(data[20:, 1], fit.signal.values[20:, 0])
+    # The curve is that of the oscillator; the forecast begins where the fitted data end.
+    end = fit.fitted.ts[-1]
+    assert curve[-1, 0] < end <= forecast[0, 0] and forecast[-1, 0] == fit.signal.ts[-1]
+    expected = fit.oscillator(curve[1:, 0])[:, 0]
+    np.testing.assert_allclose(curve[1:, 1], expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(ax.patches[0].get_x(), end)
+
+
+def test_fit_of_many_channels():
+    ax = plot.fit(fitted(8, 30))
+    # Six of them, each with its name between its least and its largest value, and apart.
+    assert len(ax.lines) == 18 and ax.get_ylabel() == "6 of 8 channels"
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names[6:12] == [f"x{i}" for i in range(1, 7)]
+    spans = [np.nanmin(ax.lines[3 * c].get_ydata()) for c in range(6)]
+    tops = [np.nanmax(ax.lines[3 * c].get_ydata()) for c in range(6)]
+    assert all(low > top for low, top in zip(spans[:-1], tops[1:], strict=True))
+
+
+def test_fit_without_a_held_out_tail():
+    ax = plot.fit(fitted(2, 0))
+    assert ax.get_legend_handles_labels()[1] == ["data", "fit"] and not ax.patches
+
+
+@pytest.mark.parametrize("channels", [1, 2, 8])
+def test_figures_of_a_fit(channels):
+    drawn = figures(fitted(channels, 30))
+    assert list(drawn) == ["fit.png", "spectrum.png", "phase.png", "energy.png"]
+    for data in drawn.values():
+        image = plt.imread(io.BytesIO(data))
+        assert image.shape[1] == 1080 and np.ptp(image) > 0.9
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -89,6 +164,7 @@ def test_spectrum_finds_the_tone():
         (lambda c, t, y: plot.level_sets(c, extent=0.0), "`extent`"),
         (lambda c, t, y: plot.spectrum(y, 0.1), "`signal`"),
         (lambda c, t, y: plot.spectrum(y[0, :, 0], 0.0), "`dt`"),
+        (lambda c, t, y: plot.spectrum(y[0, :, 0], 0.1, pad=0), "`pad`"),
         (lambda c, t, y: plot.spectrum(np.full(9, np.nan), 0.1), "`signal`"),
     ],
 )

@@ -2,12 +2,12 @@
 
 import base64
 import html
-import io
 import json
 import textwrap
 from pathlib import Path
 from typing import Any
 
+from .._figure import png
 from .claim import Check, Claim
 
 PAPER = "arXiv 2504.13951"
@@ -41,27 +41,15 @@ def draw(claim: Claim) -> bytes | None:
     """The claim's figure as a PNG, or None if it has none."""
     if claim.draw is None:
         return None
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    paint = claim.draw
 
-    settings: Any = {
-        "font.size": 9,
-        "axes.titlesize": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.8,
-    }
-    with rc_context(settings):
-        figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-        FigureCanvasAgg(figure)
-        claim.draw(figure)
+    def drawn(figure: Any) -> None:
+        paint(figure)
         # Three axes and more in a row are small squares; less height leaves less white.
         if len(figure.axes) > 2:
             figure.set_size_inches(7.2, 2.9)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+
+    return png(drawn)
 
 
 def record(claims: list[Claim], facts: dict[str, Any]) -> str:
