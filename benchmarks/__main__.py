@@ -21,6 +21,8 @@ NAMES = (
     "structured",
     "gradient",
     "startup",
+    "fit",
+    "forecast",
 )
 
 

@@ -117,6 +117,14 @@ def gradient(result: dict[str, Any]) -> str:
     raise ValueError("gradient.json has no table '10,000 steps, float32'; run it anew.")
 
 
+def fit(result: dict[str, Any]) -> str:
+    """Every fit: its error and how long it took."""
+    table = table_with(result, "case", "units", "samples", "mse, best", "seconds")
+    rows = picked(table, "case", "units", "samples", "mse, best", "seconds")
+    columns = ["", "units", "samples", "mean squared error", "seconds, compilation included"]
+    return grid(columns, [[*row[:3], f"{row[3]:.1e}", f"{row[4]:.0f}"] for row in rows])
+
+
 def table_with(result: dict[str, Any], *columns: str) -> dict[str, Any]:
     """The first table that has these columns."""
     for table in result["tables"]:
@@ -137,4 +145,5 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "energy_long": ("energy", energy_long),
     "precision": ("precision", precision),
     "gradient": ("gradient", gradient),
+    "fit": ("fit", fit),
 }

@@ -28,7 +28,7 @@ class Target:
 
     @property
     def reached(self) -> bool:
-        return self.measured >= self.bound if self.at_least else self.measured <= self.bound
+        return bool(self.measured >= self.bound if self.at_least else self.measured <= self.bound)
 
 
 @dataclass
