@@ -40,6 +40,8 @@ from ._invariants import casimir_drift as casimir_drift
 from ._invariants import energy_drift as energy_drift
 from ._invariants import poisson_defect as poisson_defect
 from ._invariants import reversibility_error as reversibility_error
+from ._model_file import load_module as load_module
+from ._model_file import save_module as save_module
 from ._simulate import ReversibleAdjoint as ReversibleAdjoint
 from ._simulate import Threads as Threads
 from ._simulate import reversal_interval as reversal_interval

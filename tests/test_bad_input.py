@@ -523,6 +523,8 @@ TRAINING = [
     ("fit", "a trend", lambda: train(np.arange(100.0)), V, "`signal`", "at least 2"),
     ("fit", "key a seed", lambda: train(key=0), T, "`key`", "jax.random.key"),
     ("Fit", "save nowhere", lambda: fitted().save("/no/m"), "OSError", "No such", "/no/m"),
+    ("save_module", "module", lambda: jd.save_module("x.eqx", 3), T, "`module`", "numpy.save"),
+    ("load_module", "like", lambda: jd.load_module("x.eqx", like=3), T, "`like`", "module"),
     ("Oscillator", "x0", lambda: jd.Oscillator(X[:2], CELL), V, "`x0`", r"shape \(3,\)"),
     ("Oscillator", "cell", lambda: jd.Oscillator(X, W), T, "`cell`", "jaxdyn.PoissonCell"),
     ("fit_encoder", "a signal", lambda: encode(fitted().signal), T, "`signals`", "a list"),

@@ -286,6 +286,13 @@ def test_a_restart_that_diverges_is_left_out():
     assert np.isfinite(fit.loss) and fit.oscillator.energy() < 1
 
 
+def test_a_horizon_that_sees_no_sample_is_passed_over():
+    """Steps whose gradient is not a number are left out, and spoil nothing that comes later."""
+    late = s.Signal.of(SMALL.values, ts=SMALL.ts, mask=np.arange(100) >= 20)
+    fit = descended(late, horizon=0.1)
+    assert np.all(np.isfinite(fit.history.score)) and np.all(np.isfinite(fit.history.loss))
+
+
 def test_what_is_shown(capsys):
     descended(progress=True)
     shown = capsys.readouterr().err
@@ -299,6 +306,16 @@ def test_the_caller_keeps_his_settings():
 
 
 # Models of all kinds
+
+
+def test_no_stage_returns_the_start():
+    options = {"units": 2, "restarts": 2, "init": STRONG, "key": KEY}
+    fit = jd.fit(ONE, **options, shell=0.2, steps=0, polish=0, holdout=0, validation=0)
+    start = STRONG(ONE, 2, 2, key=KEY, shell=0.2)[fit.best]
+    np.testing.assert_array_equal(fit.oscillator.x0, start.x0)
+    found, given = fit.oscillator.cell.regulator, start.cell.regulator
+    np.testing.assert_allclose([found.energy, found.rate], [given.energy, 0.2], rtol=1e-14)
+    assert fit.history.stage == () and np.all(np.isfinite(fit.losses))
 
 
 def test_a_shell_is_trained_and_stays_one():
@@ -333,15 +350,9 @@ def test_a_readout_that_is_trained():
     assert fit.metrics["parameters"] == 20
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        l.MultiHorizon() + 0.1 * l.LogSpectral() + 0.1 * l.Energy(0.01) + l.Frequency(count=2),
-        l.Huber(l.MultipleShooting(3)),
-    ],
-    ids=["a sum", "Huber of shooting"],
-)
-def test_other_losses(loss):
+def test_all_other_losses_at_once():
+    loss = l.MultiHorizon() + 0.1 * l.LogSpectral() + 0.1 * l.Energy(0.01) + l.Frequency(count=2)
+    loss = loss + l.Huber(l.MultipleShooting(3))
     fit = descended(loss=loss, steps=100)
     assert np.nanmin(fit.history.loss) <= np.nanmin(fit.history.loss[0])
     error = np.asarray(fit.oscillator(SMALL.ts[:80])) - SMALL.values[:80]
@@ -365,3 +376,49 @@ def test_all_restarts_diverged():
     wild = i.FromOscillator(jd.Oscillator(jnp.ones(2), pumped, jd.Readout(jnp.ones((1, 2)))))
     with pytest.raises(RuntimeError, match="every restart diverged; scale the signal"):
         descended(ONE, units=2, init=wild)
+
+
+def test_outliers_do_not_rule_a_robust_fit():
+    clean = jd.signals.tones([1.0, 2.3], n_samples=200, dt=0.1)
+    rng = np.random.default_rng(0)
+    values = clean.values + 15.0 * (rng.random(clean.values.shape) < 0.05)
+    init = jd.initialisers.FrequenciesFirst(omega=[1.0, 2.3], energy=(1e-3, 1e-2))
+    error = {}
+    for name, loss in (("plain", None), ("robust", jd.losses.Huber(delta=0.02))):
+        fit = jd.fit(
+            values, dt=0.1, units=4, restarts=2, init=init, loss=loss, polish=20, holdout=0,
+            validation=0, key=jr.key(0),
+        )  # fmt: skip
+        found = np.asarray(fit.oscillator(clean.ts))
+        error[name] = np.sqrt(np.mean((found - clean.values) ** 2))
+    # The mean of the outliers alone is .75; the signal has rms 1.
+    assert error["robust"] < 0.1 < 0.5 < error["plain"], error
+
+
+def test_a_tail_that_was_not_measured_is_refused_before_anything_is_computed():
+    signal = jd.signals.tones([1.0, 2.3], n_samples=200, dt=0.1)
+    for name, gap in (("holdout", slice(160, None)), ("validation", slice(128, 160))):
+        mask = np.ones(200, bool)
+        mask[gap] = False
+        with pytest.raises(ValueError, match=f"`{name}`"):
+            jd.fit(signal.values, dt=0.1, mask=mask, units=4, key=jr.key(0))
+
+
+def test_a_forecaster_that_cannot_serve_the_samples_is_none():
+    signal = jd.signals.tones([1.0, 2.3], channels=2, n_samples=200, dt=0.1)
+    mask = np.stack([np.arange(200) % 2 == 0, np.arange(200) % 2 == 1], axis=1)
+    fit = jd.fit(
+        signal.values, dt=0.1, mask=mask, units=4, restarts=2, polish=0, steps=0, key=jr.key(0)
+    )
+    assert fit.metrics["naive_rmse"]["autoregression"] is None
+    assert fit.metrics["forecast_rmse"] < 1.0
+
+
+def test_a_line_search_is_an_optimiser_too():
+    optax = pytest.importorskip("optax")
+    signal = jd.signals.tones([1.0, 2.3], n_samples=120, dt=0.15)
+    fit = jd.fit(
+        signal, units=4, restarts=2, init=jd.initialisers.Random(), optimiser=optax.lbfgs(),
+        steps=50, polish=0, holdout=0, key=jr.key(0),
+    )  # fmt: skip
+    assert np.nanmin(fit.history.score[-1]) < np.inf

@@ -58,6 +58,8 @@ def checked_request(given: dict[str, Any]) -> Request:
     fitted = signal.n_samples - _part("holdout", given["holdout"], signal.n_samples)
     trained = fitted - _part("validation", given["validation"], fitted)
     _check_length(signal, trained)
+    weights = _weights(given["weights"], signal, trained)
+    _check_parts(signal, weights, trained, fitted)
     return Request(
         signal=signal,
         units=units,
@@ -65,7 +67,7 @@ def checked_request(given: dict[str, Any]) -> Request:
         key=_key(given["key"]),
         init=given["init"] or FrequenciesFirst(),
         loss=given["loss"] or Trajectory(),
-        weights=_weights(given["weights"], signal, trained),
+        weights=weights,
         shell=shell,
         steps=_optional_count("steps", given["steps"]),
         optimiser=given["optimiser"],
@@ -75,7 +77,7 @@ def checked_request(given: dict[str, Any]) -> Request:
         trained=trained,
         patience=_count("patience", given["patience"], 1),
         tolerance=_number("tolerance", given["tolerance"], "a number in (0, 1]", 0, 1),
-        project=bool(given["project"]),
+        project=bool(given["project"]) and not (given["loss"] or Trajectory()).robust,
         ridge=ridge,
         solver=given["solver"],
         progress=bool(given["progress"]),
@@ -152,6 +154,21 @@ def _weights(weights: Any, signal: Signal, trained: int) -> np.ndarray | None:
     if not np.any(array[:trained] * signal.mask[:trained]):
         raise ValueError("`weights` are 0 for every sample that would be trained on.")
     return array
+
+
+def _check_parts(signal: Signal, weights: np.ndarray | None, trained: int, fitted: int) -> None:
+    """Refuses parts in which nothing was measured: nothing can be judged there."""
+    counts = signal.mask if weights is None else signal.mask * weights
+    if trained < fitted and not np.any(counts[trained:fitted]):
+        raise ValueError(
+            f"`validation` leaves samples {trained} to {fitted - 1} to judge restarts by, of which "
+            "none was measured or counts; give another part, or validation=0."
+        )
+    if fitted < signal.n_samples and not np.any(signal.mask[fitted:]):
+        raise ValueError(
+            f"`holdout` leaves samples {fitted} to {signal.n_samples - 1} to measure the forecast "
+            "by, of which none was measured; give another part, or holdout=0."
+        )
 
 
 def _check_length(signal: Signal, trained: int) -> None:

@@ -68,7 +68,8 @@ def fit(
     - `restarts`: how many starts to try.
     - `key`: a JAX random key. The same key gives the same result, bit for bit on one machine.
     - `init`: where to start, from `jaxdyn.initialisers`; default `FrequenciesFirst()`.
-    - `loss`: what to make small, from `jaxdyn.losses`; default `Trajectory()`.
+    - `loss`: what to make small, from `jaxdyn.losses`; default `Trajectory()`. Restarts are chosen
+      by their mean squared error whatever the loss, or by Huber's mean with `losses.Huber`.
     - `weights`: how much each sample counts, (t,) or (t, m), >= 0; default 1.
     - `shell`: the rate of an [`jaxdyn.EnergyShell`][] to start with, at the energy of the start;
       its energy and its rate are then trained too. Default: none, energy is conserved.
@@ -76,7 +77,7 @@ def fit(
       with a cosine schedule from 0.003.
     - `horizon`: the fraction of the window that descent sees at first, in (0, 1]; it grows to all
       of it over the first half of `steps`.
-    - `polish`: the most steps of Levenberg-Marquardt, 0 for none.
+    - `polish`: the most steps of Levenberg-Marquardt, in rounds of 5; 0 for none.
     - `holdout`: the tail that is never fitted, on which the forecast is measured: a fraction of
       the samples in [0, 1), or their number.
     - `validation`: of what remains, the tail by which restarts are chosen and stopped early.
@@ -84,7 +85,8 @@ def fit(
       descent) in which no restart improves by 1 %.
     - `tolerance`: a stage ends when a restart has this mean squared error, of the validation part
       and as a fraction of the signal's variance.
-    - `project`: solve for the readout; else it is trained with the rest.
+    - `project`: solve for the readout, by least squares whatever the loss; else it is trained with
+      the rest, as it always is with `losses.Huber`.
     - `ridge`: the regularisation of that regression, relative to the mean square of the states.
     - `solver`: one of ours, for training; default Taylor of order 8, at .3 / |W|_2 or less.
     - `progress`: show a bar with the best score so far and its restart.
@@ -94,8 +96,9 @@ def fit(
 
     **Returns:** a [`jaxdyn.Fit`][]: `.oscillator`, `.loss`, `.losses`, `.history`, `.metrics`.
     `.metrics` has `mse`, `mse_median`; `forecast_rmse` on the tail, against `naive_rmse` of three
-    forecasters (last value, seasonal, autoregression); `frequencies`, `energy`, `parameters`,
-    `seconds`.
+    forecasters (last value, seasonal, autoregression), None for one that cannot serve the samples;
+    `frequencies`, `energy`, `parameters`, `seconds`; with `shell` also `shell_energy`, `shell_rate`
+    and the `multiplier` of the cycle.
 
     **Raises:** ValueError or TypeError that names the argument, before anything is computed: a
     signal that is constant, not finite, or shorter than two periods of its fastest tone, more

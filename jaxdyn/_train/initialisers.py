@@ -99,6 +99,8 @@ class FrequenciesFirst(AbstractInitialiser):
         tones = np.asarray(found)[:pairs]
         omega = tones[np.arange(pairs) % len(tones)]
         levels = np.geomspace(self.energy[1], self.energy[0], restarts)
+        if restarts == 1:
+            levels = np.sqrt([self.energy[0] * self.energy[1]])
         keys = jr.split(key, (restarts, 3))
         spread = np.asarray(jax.vmap(lambda k: jr.uniform(k, (pairs,)))(keys[:, 0]))
         phases = np.asarray(jax.vmap(lambda k: jr.uniform(k, (pairs,)))(keys[:, 1]))
@@ -205,7 +207,15 @@ class FromOscillator(AbstractInitialiser):
         if shell is not None:
             if not isinstance(cell, PoissonCell):
                 raise ValueError("`shell` is for oscillators with a PoissonCell.")
-            cell = _cell(cell.operator, cell.activation, x0, shell)
+            energy = cell.energy(jnp.asarray(x0))
+            keep = None if cell.regulator is None else cell.regulator.keep
+            cell = PoissonCell(
+                cell.operator,
+                cell.activation,
+                bias=cell.bias,
+                damping=cell.damping,
+                regulator=EnergyShell(energy, jnp.asarray(shell), keep=keep),
+            )
         first = _oscillator(x0, cell, signal, model.readout)
         out = [first]
         for k in jr.split(key, restarts)[1:]:

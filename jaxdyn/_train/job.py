@@ -301,7 +301,8 @@ class Job:
             self.record.add(plan.stage, taken, members, loss, score)
             self.checkpoint.write(index, members, self.record, kept.parts, state)
             if self._told(plan, taken, members, kept, state):
-                break
+                state = eqx.tree_at(lambda s: s.over, state, np.ones_like(state.over))
+                self.checkpoint.write(index, members, self.record, kept.parts, state)
         return state
 
     def _told(self, plan: Plan, taken: int, members: np.ndarray, kept: Kept, state: State) -> bool:

@@ -40,7 +40,17 @@ class AbstractLoss(eqx.Module):
         return None
 
     def __call__(self, run: Run, variables: Any = None) -> Float[Array, ""]:
+        variables = self.variables(run) if variables is None else variables
         return jnp.sum(self.residuals(run, variables) ** 2)
+
+    @property
+    def robust(self) -> bool:
+        """Whether outliers must not rule the readout, which is then trained and not solved for."""
+        return False
+
+    def judge(self, error: Float[Array, "t m"], weights: Float[Array, "t m"]) -> Float[Array, ""]:
+        """What restarts are chosen by: the mean squared error of samples whose weights sum to 1."""
+        return jnp.sum(weights * error**2)
 
     def __add__(self, other: "AbstractLoss") -> "AbstractLoss":
         if not isinstance(other, AbstractLoss):
@@ -64,6 +74,14 @@ class Sum(AbstractLoss):
     def variables(self, run: Run) -> Any:
         return tuple(term.variables(run) for term in self.terms)
 
+    @property
+    def robust(self) -> bool:
+        return any(term.robust for term in self.terms)
+
+    def judge(self, error: Float[Array, "t m"], weights: Float[Array, "t m"]) -> Float[Array, ""]:
+        judges = [term for term in self.terms if term.robust] or self.terms
+        return judges[0].judge(error, weights)
+
     def residuals(self, run: Run, variables: Any) -> Float[Array, " r"]:
         pairs = zip(self.terms, variables, strict=True)
         return jnp.concatenate([term.residuals(run, own) for term, own in pairs])
@@ -83,6 +101,13 @@ class Scaled(AbstractLoss):
 
     def variables(self, run: Run) -> Any:
         return self.loss.variables(run)
+
+    @property
+    def robust(self) -> bool:
+        return self.loss.robust
+
+    def judge(self, error: Float[Array, "t m"], weights: Float[Array, "t m"]) -> Float[Array, ""]:
+        return self.loss.judge(error, weights)
 
     def residuals(self, run: Run, variables: Any) -> Float[Array, " r"]:
         return self.factor**0.5 * self.loss.residuals(run, variables)
@@ -330,6 +355,15 @@ class Huber(AbstractLoss):
 
     def variables(self, run: Run) -> Any:
         return self.loss.variables(run)
+
+    @property
+    def robust(self) -> bool:
+        return True
+
+    def judge(self, error: Float[Array, "t m"], weights: Float[Array, "t m"]) -> Float[Array, ""]:
+        size = jnp.abs(error)
+        inside = size <= self.delta
+        return jnp.sum(weights * jnp.where(inside, size**2, 2 * self.delta * size - self.delta**2))
 
     def residuals(self, run: Run, variables: Any) -> Float[Array, " r"]:
         r = self.loss.residuals(run, variables)

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .._cell import PoissonCell
 from .forecasters import autoregression, last_value, season, seasonal
 from .oscillator import Oscillator
 from .signals import Signal
@@ -100,26 +102,40 @@ def metrics_of(outcome: Outcome, fitted: Signal, held_out: Signal | None) -> dic
     if held_out is not None:
         measured = held_out.mask
 
-        def rmse(values: np.ndarray) -> float:
-            return float(np.sqrt(np.mean((values - held_out.values)[measured] ** 2)))
+        def rmse(forecast: Callable[[], np.ndarray]) -> float | None:
+            """None where a forecaster cannot serve the samples that are there, or overflows."""
+            try:
+                error = float(np.sqrt(np.mean((forecast() - held_out.values)[measured] ** 2)))
+            except ValueError:
+                return None
+            return error if np.isfinite(error) else None
 
-        ahead["forecast_rmse"] = rmse(np.asarray(oscillator(held_out.ts), np.float64))
+        ahead["forecast_rmse"] = rmse(lambda: np.asarray(oscillator(held_out.ts), np.float64))
         ahead["forecast_samples"] = held_out.n_samples
         n, past = held_out.n_samples, (fitted.values.astype(np.float64), fitted.mask)
-        naive["last_value"] = rmse(last_value(past[0], n, mask=past[1]))
+        naive["last_value"] = rmse(lambda: last_value(past[0], n, mask=past[1]))
         # The other two count in samples, which irregular times do not.
         if _uniform(fitted, held_out):
-            period = season(past[0], mask=past[1])
-            naive["seasonal"] = rmse(seasonal(past[0], n, period, mask=past[1]))
-            naive["autoregression"] = rmse(autoregression(past[0], n, mask=past[1]))
-    finite = losses[np.isfinite(losses)]
+            naive["seasonal"] = rmse(
+                lambda: seasonal(past[0], n, season(past[0], mask=past[1]), mask=past[1])
+            )
+            naive["autoregression"] = rmse(lambda: autoregression(past[0], n, mask=past[1]))
+    median = float(np.median(losses))
+    cell, shell = oscillator.cell, {}
+    if isinstance(cell, PoissonCell) and cell.regulator is not None:
+        shell = {
+            "shell_energy": float(cell.regulator.energy),
+            "shell_rate": float(cell.regulator.rate),
+            "multiplier": oscillator.multiplier(),
+        }
     return {
         "mse": mse,
-        "mse_median": float(np.median(finite)) if finite.size else None,
+        "mse_median": median if np.isfinite(median) else None,
         **ahead,
         "naive_rmse": naive,
         "frequencies": oscillator.frequencies().tolist(),
         "energy": float(oscillator.energy()),
+        **shell,
         "units": oscillator.size,
         "parameters": outcome.parameters,
         "restarts": len(losses),

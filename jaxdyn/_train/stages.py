@@ -28,7 +28,7 @@ class Plan:
     steps: int
     optimiser: Any = None
     horizon: float = 1.0
-    patience: int = 4
+    patience: int = 2
     tolerance: float = 0.0
 
     @property
@@ -45,10 +45,11 @@ class Plan:
 
 
 class State(eqx.Module):
-    """All that a stage needs to go on: arrays that lead with the restarts, and three counters.
+    """All that a stage needs to go on: arrays that lead with the restarts, and counters.
 
     `memory` is the optimiser's own state or the step sizes of Levenberg-Marquardt. `best` are the
-    parameters with the lowest score so far, found in round `best_round`.
+    parameters with the lowest score so far, found in round `best_round`. `over` is set when a
+    callback has ended the stage.
     """
 
     params: Any
@@ -59,6 +60,7 @@ class State(eqx.Module):
     best_round: np.ndarray
     done: np.ndarray
     stale: np.ndarray
+    over: np.ndarray
 
 
 def begin(task: Task, plan: Plan, params: Any) -> State:
@@ -69,7 +71,7 @@ def begin(task: Task, plan: Plan, params: Any) -> State:
     else:
         memory = begin_descent(plan.optimiser, params)
     zero = np.zeros((), np.int64)
-    return State(params, memory, params, loss, score, np.zeros(count, np.int64), zero, zero)
+    return State(params, memory, params, loss, score, np.zeros(count, np.int64), zero, zero, zero)
 
 
 def advance(task: Task, plan: Plan, state: State) -> tuple[State, np.ndarray, np.ndarray, int]:
@@ -105,6 +107,7 @@ def advance(task: Task, plan: Plan, state: State) -> tuple[State, np.ndarray, np
         best_round=np.where(better, done + 1, state.best_round),
         done=np.asarray(done + 1),
         stale=np.asarray(0 if gained or growing else int(state.stale) + 1),
+        over=state.over,
     )
     return new, loss, score, taken
 
@@ -112,6 +115,7 @@ def advance(task: Task, plan: Plan, state: State) -> tuple[State, np.ndarray, np
 def is_over(plan: Plan, state: State) -> bool:
     return (
         int(state.done) >= plan.rounds
+        or bool(state.over)
         or int(state.stale) >= plan.patience
         or bool(np.any(state.best_score <= plan.tolerance))
     )

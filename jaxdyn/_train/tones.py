@@ -48,6 +48,10 @@ def find_tones(signal: Signal, count: int, *, all_of_them: bool = False) -> Tone
     measured = weights.sum(0)
     mean = (weights * values).sum(0) / measured
     scale = np.sqrt((weights * (values - mean) ** 2).sum(0) / measured)
+    if not np.any(scale > 0):
+        raise ValueError("the signal is constant: it has no tones.")
+    # A constant channel has no tones, and counts for nothing.
+    scale = np.where(scale > 0, scale, 1.0)
     problem = _Projection(ts, weights * (values - mean) / scale, weights)
     omega = np.zeros(0)
     fitted = problem.solve(omega)

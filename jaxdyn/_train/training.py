@@ -1,5 +1,6 @@
 """The compiled parts of a fit: many restarts at once through gradient descent or polishing."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -37,6 +38,11 @@ class Task(eqx.Module):
 
     def params(self, model: Oscillator) -> Any:
         """Unconstrained parameters of an oscillator, and the loss's own variables."""
+        if not self.settings.project:
+            # The least-squares readout is where its training starts.
+            projecting = dataclasses.replace(self.settings, project=True)
+            found = run(model, self.training, projecting).readout
+            model = eqx.tree_at(lambda o: o.readout, model, found)
         trained = _trained(_unconstrained(model), self.settings.project)
         return trained, self.loss.variables(run(model, self.training, self.settings))
 
@@ -56,9 +62,9 @@ class Task(eqx.Module):
         return jnp.sum(self.loss.residuals(seen, params[1]) ** 2)
 
     def judged(self, params: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """The loss on the training window, and the mean squared error of the judging samples."""
+        """The loss on the training window, and the error of the judging samples."""
         seen = run(self.model(params), self.full, self.settings)
-        error = jnp.sum(self.judging * (seen.outputs - seen.targets) ** 2)
+        error = self.loss.judge(seen.outputs - seen.targets, self.judging)
         loss = jnp.sum(self.residuals(params) ** 2)
         return _or_infinite(loss), _or_infinite(error)
 
@@ -101,13 +107,15 @@ def descend(
     horizons: Float[Array, " s"],
 ) -> tuple[Any, Any, tuple[Float[Array, " r"], Float[Array, " r"]]]:
     """One step of the optimiser for each of `horizons`, for all restarts; then their judgement."""
-
     import optax
+
+    # Line searches want the value and the function as well; others leave them alone.
+    optimiser = optax.with_extra_args_support(optimiser)
 
     def one(params, state):
         def step(carry, horizon):
             params, state = carry
-            gradient = jax.grad(task.value)(params, horizon)
+            value, gradient = jax.value_and_grad(task.value)(params, horizon)
             # One infinite gradient must not spoil a restart for good: such a step is left out.
             finite = functools.reduce(
                 jnp.logical_and, (jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient))
@@ -115,7 +123,14 @@ def descend(
             gradient = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), gradient)
             # optax's schedules need it, whatever promotion the user has set.
             with jax.numpy_dtype_promotion("standard"):
-                updates, new_state = optimiser.update(gradient, state, params)
+                updates, new_state = optimiser.update(
+                    gradient,
+                    state,
+                    params,
+                    value=value,
+                    grad=gradient,
+                    value_fn=lambda p: task.value(p, horizon),
+                )
                 moved = optax.apply_updates(params, updates)
             return (_where(finite, moved, params), _where(finite, new_state, state)), None
 
