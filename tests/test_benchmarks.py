@@ -80,6 +80,13 @@ def test_every_table_of_the_readme_is_made_from_its_result(tmp_path):
                 [["reversible", 1.0, 0.1, 4.0, 0.25, None]],
             )
         ],
+        "fit": [
+            Table(
+                "Fits",
+                ["case", "units", "parameters", "samples", "mse, best", "mse, median", "seconds"],
+                [["tones", 16, 170, 400, 2.5e-9, 1e-3, 7.6]],
+            )
+        ],
     }
     for name, tables in contents.items():
         Report(name, "", tables, machine=MACHINE).write(tmp_path)
@@ -99,6 +106,7 @@ def test_every_table_of_the_readme_is_made_from_its_result(tmp_path):
         "| n = 2 | 1e-05 | 1 s, RK4 | 3 |  |  |  |  | 0.5 |",
         "| n = 2 | 1e-12 |",
         "| reversible | 1 | 4 | 0.25 |  |",
+        "| tones | 16 | 400 | 2.5e-09 | 8 |",
     ):
         assert line in text
     assert "A, dt 1" not in text and "B, dt" not in text
