@@ -30,7 +30,7 @@ _PREFIX = struct.Struct("<8s32sIIQ")
 _LONGEST_HEADER = 2**24
 
 
-def save_module(path: str | os.PathLike[str], module: eqx.Module) -> None:
+def save_module(path: Any, module: Any) -> None:
     """Writes a cell, an operator, an activation, a solver or what holds them to one file.
 
     Arrays, numbers, strings, tuples, lists, dicts and classes of jaxdyn's own are kept exactly
@@ -90,10 +90,10 @@ def save_module(path: str | os.PathLike[str], module: eqx.Module) -> None:
 
 
 def load_module(
-    path: str | os.PathLike[str],
+    path: Any,
     *,
-    like: eqx.Module | None = None,
-    expect: type | tuple[type, ...] | None = None,
+    like: Any = None,
+    expect: Any = None,
 ) -> Any:
     """The module that [`jaxdyn.save_module`][] wrote.
 
