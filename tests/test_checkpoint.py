@@ -272,3 +272,16 @@ def test_no_checkpoint_writes_nothing(tmp_path, monkeypatch):
     store = Checkpoint(None, "task")
     store.write(0, np.arange(2), Record(2), np.ones(3))
     assert store.read() is None and not list(tmp_path.iterdir())
+
+
+def test_where_a_function_lies_in_memory_is_no_part_of_a_fit():
+    def activation():
+        def fn(x):
+            return 2 * jnp.tanh(x)
+
+        return jd.FunctionActivation(fn)
+
+    first, second = activation(), activation()
+    assert repr(jax.tree.structure(first)) != repr(jax.tree.structure(second))
+    assert fingerprint(first) == fingerprint(second)
+    assert fingerprint(first) != fingerprint(jd.Tanh())
