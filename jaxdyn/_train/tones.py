@@ -29,7 +29,7 @@ class Tones:
     residual: float
 
 
-def find_tones(signal: Signal, count: int, *, all_of_them: bool = False) -> Tones:
+def find_tones(signal: Signal, count: int) -> Tones:
     r"""The strongest tones of a signal, whatever its sampling.
 
     One tone after the other is taken from the peak of the residual's spectrum, and after each all
@@ -37,11 +37,13 @@ def find_tones(signal: Signal, count: int, *, all_of_them: bool = False) -> Tone
     part eliminated (variable projection, Golub and Pereyra 1973, with Kaufman's Jacobian), which
     is the maximum likelihood estimate in white noise and exact where the signal is a sum of tones.
     A tone must pay for itself by the Bayesian information criterion, a frequency counting as three
-    parameters (Djuric 1996), unless `all_of_them` is asked for.
+    parameters (Djuric 1996).
 
     **Arguments:** `signal`; `count`, the most tones to look for.
 
     **Returns:** at least one tone and at most `count`.
+
+    **Raises:** ValueError for a signal that is constant in every channel.
     """
     ts, values, mask = signal.ts - signal.ts[0], signal.values.astype(np.float64), signal.mask
     weights = mask.astype(np.float64)
@@ -63,7 +65,7 @@ def find_tones(signal: Signal, count: int, *, all_of_them: bool = False) -> Tone
         if trial is None or len(trial.omega) * (2 * m + 1) + m >= n:
             break
         new_score = n * np.log(max(trial.cost, 1e-300)) + np.log(n) * (2 * m + 3) * len(trial.omega)
-        if len(omega) and not all_of_them and new_score >= score:
+        if len(omega) and new_score >= score:
             break
         omega, fitted, score = trial.omega, trial, new_score
         if fitted.cost <= (ROUNDING**2) * total:
