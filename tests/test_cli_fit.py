@@ -172,7 +172,8 @@ def test_full_disk_at_the_end_loses_nothing(place, tmp_path, capsys, monkeypatch
     assert outcome(out) == outcome(place / "whole")
 
 
-def test_sunspots_hold_out_1980_to_2008(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("out", ["new/folder", "sunspots"])
+def test_sunspots_hold_out_1980_to_2008(tmp_path, capsys, monkeypatch, out):
     seen = {}
 
     def diverge(signal, **options):
@@ -181,8 +182,8 @@ def test_sunspots_hold_out_1980_to_2008(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(jd, "fit", diverge)
     monkeypatch.chdir(tmp_path)
-    code, out, err = run(capsys, "fit", "sunspots", "--out", "new/folder")
-    assert code == 1 and out == "" and err.startswith("jaxdyn fit: every restart diverged")
+    code, printed, err = run(capsys, "fit", "sunspots", "--out", out)
+    assert code == 1 and printed == "" and err.startswith("jaxdyn fit: every restart diverged")
     assert seen["signal"].ts[-seen["holdout"]] == 1980 and seen["signal"].ts[-1] == 2008
     assert seen["units"] == 16 and seen["restarts"] == 16 and seen["validation"] == 0.2
     assert list(tmp_path.iterdir()) == []

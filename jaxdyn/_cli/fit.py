@@ -112,7 +112,8 @@ class Fit:
 
     @property
     def bundled(self) -> bool:
-        return self.signal == SUNSPOTS and not Path(self.signal).exists()
+        # A folder of that name may well be where the results go.
+        return self.signal == SUNSPOTS and not Path(self.signal).is_file()
 
     @property
     def checkpoint(self) -> Path:
