@@ -33,8 +33,11 @@ def replacing(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[Any]:
                 raise IsADirectoryError(errno.EISDIR, "is a directory")
             if target.exists() and not stat.S_ISREG(target.stat().st_mode):
                 raise OSError(errno.EINVAL, "is not an ordinary file")
-            # The system takes the umask off these permissions; mkstemp's are for the owner only.
+            # Who may read what is there may read what takes its place. For a new file the system
+            # takes the umask off these permissions; mkstemp's are for the owner only.
             handle = os.open(beside, flags, 0o666)
+            if target.exists() and hasattr(os, "fchmod"):
+                os.fchmod(handle, stat.S_IMODE(target.stat().st_mode))
         with os.fdopen(handle, mode, **text) as file:
             yield file
             with _naming(path):

@@ -40,6 +40,8 @@ X = jnp.array([0.5, 0.2, -0.3])
 MODEL = jd.Oscillator(X, CELL)
 SHELL = jd.PoissonCell(CELL.operator, jd.Tanh(), regulator=jd.EnergyShell(1.0, 0.1))
 OTHERS = jd.AntisymmetricCell(CELL.operator, jd.Tanh())
+# One gap of a million others.
+GAPS = np.concatenate([np.arange(50.0), 1e6 + np.arange(50.0)])
 FOLDER = tempfile.gettempdir()
 
 
@@ -90,6 +92,7 @@ SIGNALS = [
     ("dt a string", lambda: fit(dt="0.1"), T, "`dt`", "real number"),
     ("ts decreasing", lambda: fit(dt=None, ts=-IRREGULAR), V, "`ts`", "sort the samples"),
     ("ts too short", lambda: fit(dt=None, ts=IRREGULAR[1:]), V, "`ts`", "one time per sample"),
+    ("ts with a gap", lambda: fit(dt=None, ts=GAPS), V, "`signal` has a gap", "thin out"),
     ("mask of numbers", lambda: fit(mask=Y), T, "`mask`", "asarray"),
     ("mask too short", lambda: fit(mask=Y[1:] > 0), V, "`mask`", "shape"),
     ("mask of nothing", lambda: fit(mask=Y > 2), V, "fewer than 2 measured", "leave"),
@@ -167,7 +170,7 @@ LOSSES = [
     ("Frequency", "count", lambda: l.Frequency(count=0), V, "`count`", "integer >= 1"),
     ("Energy", "negative", lambda: l.Energy(-1.0), V, "`energy`", "> 0"),
     ("Energy", "a string", lambda: l.Energy("low"), T, "`energy`", "number"),
-    ("Huber", "loss a string", lambda: l.Huber("mse"), T, "`loss`", r"Trajectory\(\)"),
+    ("Huber", "a string", lambda: l.Huber("mse"), T, "`delta`", "number"),
     ("Huber", "delta", lambda: l.Huber(delta=INF), V, "`delta`", "finite"),
 ]
 FF = i.FrequenciesFirst

@@ -7,6 +7,7 @@ import random
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -135,19 +136,35 @@ def test_interrupted_and_resumed(place, capsys, monkeypatch):
 
 
 def test_killed_and_resumed(place):
+    """At random moments after a checkpoint is there, so that each time there is work to lose."""
     out, moments = place / "killed", random.Random(5)
     args = [sys.executable, "-m", "jaxdyn", *command(place, out)]
-    for kill in range(4):
-        more = ["--resume"] if kill else []
+    killed = 0
+    for more in ([], ["--resume"], ["--resume"]):
+        before = mark(out / "checkpoint.jdyn")
         process = subprocess.Popen([*args, *more], stdout=subprocess.DEVNULL)
+        while process.poll() is None and mark(out / "checkpoint.jdyn") == before:
+            time.sleep(0.01)
         try:
-            # About as long as a run takes.
-            assert process.wait(moments.uniform(1, 8) if kill < 3 else 120) == 0
+            # About as long as the rounds that are left take.
+            assert process.wait(moments.uniform(0, 0.5)) == 0
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+            killed += 1
+    assert killed
+    subprocess.run([*args, "--resume"], stdout=subprocess.DEVNULL, check=True, timeout=120)
     assert outcome(out) == outcome(place / "whole")
     assert sorted(p.name for p in out.iterdir()) == sorted(RESULTS)
+
+
+def mark(path):
+    """What changes when the file is replaced by one with something in it."""
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        return None
+    return (about.st_ino, about.st_mtime_ns) if about.st_size else None
 
 
 def test_full_disk_at_the_end_loses_nothing(place, tmp_path, capsys, monkeypatch):

@@ -351,12 +351,33 @@ def test_a_readout_that_is_trained():
 
 
 def test_all_other_losses_at_once():
-    loss = l.MultiHorizon() + 0.1 * l.LogSpectral() + 0.1 * l.Energy(0.01) + l.Frequency(count=2)
-    loss = loss + l.Huber(l.MultipleShooting(3))
+    loss = l.MultiHorizon() + 0.1 * l.LogSpectral() + 0.1 * l.Energy() + l.Frequency(count=2)
+    loss = loss + l.Huber() + l.MultipleShooting(3)
     fit = descended(loss=loss, steps=100)
     assert np.nanmin(fit.history.loss) <= np.nanmin(fit.history.loss[0])
     error = np.asarray(fit.oscillator(SMALL.ts[:80])) - SMALL.values[:80]
     assert np.all(np.std(error, axis=0) < 0.1 * np.std(SMALL.values, axis=0))
+
+
+def test_restarts_are_chosen_by_the_loss_not_by_their_squared_error():
+    """Asked for an energy alone, the winner has that energy, however far from the signal it is."""
+    fit = descended(loss=l.Energy(2.0), steps=200, validation=0.3, restarts=4)
+    scores = np.nanmin(fit.history.score, axis=0)
+    assert fit.best == np.argmin(scores) and fit.best != np.argmin(fit.losses)
+    assert (fit.metrics["energy"] / 2 - 1) ** 2 == pytest.approx(scores[fit.best], rel=1e-6)
+
+
+def test_weights_that_outgrow_the_step_are_told_of():
+    with pytest.warns(UserWarning, match=r"weights grew .* lower learning rate"):
+        descended(loss=l.Energy(2.0), optimiser=optax.adam(0.5), steps=50, init=i.Random())
+
+
+def test_a_hole_at_the_head_of_a_growing_horizon():
+    mask = np.ones(100, bool)
+    mask[:15] = False
+    holed = s.Signal.of(SMALL.values, dt=0.2, mask=mask)
+    fit = descended(holed, horizon=0.1, optimiser=optax.adam(1e-2))
+    assert np.all(np.isfinite(fit.losses))
 
 
 def test_a_block_operator_stays_one_and_the_least_size():

@@ -455,6 +455,11 @@ def test_replacing(tmp_path):
         os.umask(mask)
     assert path.read_bytes() == "µ\n".encode() and link.is_symlink()
     assert path.stat().st_mode & 0o777 == 0o640
+    # What is for the owner only stays so.
+    path.chmod(0o600)
+    with replacing(path, "w") as file:
+        file.write("again")
+    assert path.stat().st_mode & 0o777 == 0o600 and path.read_text() == "again"
     for bad in (tmp_path / "missing" / "a.txt", tmp_path, "/dev/null"):
         with pytest.raises(OSError) as caught, replacing(bad):
             pass

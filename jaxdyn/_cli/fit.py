@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -181,7 +182,7 @@ class Fit:
 
         import jaxdyn as jd
 
-        task = self.task(signal)
+        began, task = time.time(), self.task(signal)
         if self.checkpoint.exists() and not self.resume:
             cure = f"holds an unfinished fit; add --resume to go on with it, or delete {CHECKPOINT}"
             refuse("out", self.out, cure)
@@ -206,7 +207,6 @@ class Fit:
                 checkpoint=self.checkpoint,
                 resume=self.resume,
             )
-            self.write(fit, task)
         except (ValueError, TypeError) as error:
             raise UsageError(self._refused(error)) from error
         except RuntimeError as error:
@@ -220,6 +220,7 @@ class Fit:
             if self.checkpoint.exists():
                 raise KeyboardInterrupt("the same command with --resume goes on") from None
             raise
+        self.write(fit, task, began)
         self.print(fit)
         return 0
 
@@ -259,7 +260,7 @@ class Fit:
             return False
         return same and all((self.out / name).is_file() for name in RESULTS)
 
-    def write(self, fit: Any, task: str) -> None:
+    def write(self, fit: Any, task: str, began: float) -> None:
         """All results, none before all of them are on disk; then the checkpoint is not needed."""
         from .._train.report import figures
         from .._train.result import metrics_json
@@ -277,9 +278,11 @@ class Fit:
                 file.flush()
             fit.save(self.out / "model.eqx")
         self.checkpoint.unlink(missing_ok=True)
-        # What killed runs of this fit were writing.
+        # What killed runs of this fit were writing, and nothing that is being written now.
         for left in self.out.glob(".jaxdyn-*"):
-            left.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if left.stat().st_mtime < began:
+                    left.unlink()
 
     def print(self, fit: Any) -> None:
         metrics, signal = fit.metrics, fit.signal

@@ -17,6 +17,9 @@ from .signals.checks import real_array
 from .tones import find_tones
 
 FEWEST_PERIODS = 2.0
+# Times that span more median gaps than this, and than ten for each sample, ask for more steps than
+# there is room for.
+MOST_GAPS = 100_000
 # Tones weaker than this part of the strongest do not count as the signal's periods.
 WEAK = 0.1
 
@@ -177,6 +180,14 @@ def _check_length(signal: Signal, trained: int) -> None:
         raise ValueError(
             f"`signal` leaves {trained} samples to train on, which is too few: give at least 8, or "
             "a smaller `holdout` and `validation`."
+        )
+    gap = float(np.median(np.diff(signal.ts)))
+    if signal.duration / gap > max(MOST_GAPS, 10 * signal.n_samples):
+        longest = float(np.max(np.diff(signal.ts)))
+        raise ValueError(
+            f"`signal` has a gap of {longest:.3g}, {longest / gap:.3g} times the median gap: its "
+            f"{signal.n_samples} samples are too few to say what happens in it. Fit the stretches "
+            "before and after it apart, or thin out where samples are dense."
         )
     part = signal.window(0, trained)
     for name, values, mask in zip(part.channels, part.values.T, part.mask.T, strict=True):

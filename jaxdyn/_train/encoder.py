@@ -1,7 +1,6 @@
 """One network for many signals: the state it starts from is inferred from a stretch of each."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +18,12 @@ from jaxtyping import Array, Float
 from .._cell import AbstractCell
 from .._model_file import load_module, register, save_module
 from .fit import fit
-from .job import LARGEST_POLISH
-from .oscillator import Oscillator, Readout, default_solver, default_step
+from .job import LARGEST_POLISH, ORDER
+from .oscillator import Oscillator, Readout, default_precision, default_solver, default_step
 from .rollout import flow
 from .signals import Signal
+from .training import finite_or_zero
 
-STEP_ORDER = 8
 RIDGE = 1e-6
 LEARNING_RATE = 2e-3
 # Levenberg-Marquardt on several signals at once: how long, and up to how much work a step.
@@ -112,7 +111,7 @@ class EncodedOscillator(eqx.Module):
     def run(self, x0: Float[Array, " n"], count: int) -> Float[Array, "t m"]:
         """The standardised outputs at `count` samples from a state, differentiable."""
         gaps = jnp.full(count - 1, self.dt, x0.dtype)
-        solver = default_solver(self.cell, STEP_ORDER)
+        solver = default_solver(self.cell, ORDER)
         substeps = max(1, math.ceil(self.dt / self.step - 1e-9))
         return self.readout.batch(flow(self.cell, x0, gaps, solver, substeps))
 
@@ -125,7 +124,7 @@ class EncodedOscillator(eqx.Module):
         """Reads what `save` wrote, as [`jaxdyn.Oscillator.load`][] does, with the same errors."""
         with jax.enable_x64(True):
             model = load_module(path, expect=EncodedOscillator)
-        return _default_precision(model)
+        return default_precision(model)
 
 
 register(Perceptron, EncodedOscillator)
@@ -150,7 +149,7 @@ def fit_encoder(
     hidden: int = 64,
     steps: int = 1000,
     batch: int = 32,
-    start: Oscillator | None = None,
+    start: Any = None,
     key: Array,
     progress: bool = False,
 ) -> EncodedOscillator:
@@ -201,6 +200,8 @@ def fit_encoder(
             f"`context` and `ahead` make windows of {length} samples, the shortest signal has "
             f"{short}; give smaller ones."
         )
+    if start is not None and not isinstance(start, Oscillator):
+        raise TypeError(f"`start` must be a jaxdyn.Oscillator or None, got {start!r}.")
     if start is not None and (start.size != units or len(start.channels) != m):
         raise ValueError(
             f"`start` has {start.size} units and {len(start.channels)} channels, not {units} and "
@@ -215,7 +216,7 @@ def fit_encoder(
         model = _shared(model, given, short)
         model = dataclasses.replace(model, step=default_step(model.cell))
         model = _trained(model, given, length, steps, batch, key_batch, progress)
-    return _default_precision(model)
+    return default_precision(model)
 
 
 def _checked_signals(signals: Any, dt: float | int | None) -> list[Signal]:
@@ -384,18 +385,11 @@ def _round(params, static, optimiser, state, windows, keys, batch):
         params, state = carry
         chosen = windows[jr.randint(key, (batch,), 0, windows.shape[0])]
         value, gradient = jax.value_and_grad(loss)(params, chosen)
-        finite = functools.reduce(
-            jnp.logical_and, (jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient))
-        )
-        gradient = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), gradient)
-        updates, state = optimiser.update(gradient, state, params)
-        return (optax.apply_updates(params, updates), state), value
+        gradient, _ = finite_or_zero(gradient)
+        # optax's schedules need it, whatever promotion the user has set.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = optimiser.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state), value
 
     (params, state), losses = jax.lax.scan(step, (params, state), keys)
     return params, state, losses
-
-
-def _default_precision(model: Any) -> Any:
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(np.asarray(leaf)) if eqx.is_array(leaf) else leaf, model
-    )

@@ -4,10 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from .._solver import AbstractCellSolver
@@ -15,6 +12,7 @@ from .checks import checked_request
 from .initialisers import AbstractInitialiser
 from .job import Job
 from .losses import AbstractLoss
+from .oscillator import default_precision
 from .result import Fit, metrics_of
 from .stages import Callback
 
@@ -56,9 +54,9 @@ def fit(
     Pereyra 1973). First come `steps` steps of `optimiser`, then up to `polish` steps of
     Levenberg-Marquardt for the best restarts; by default only the latter where the model is small
     enough for it, and only the former where it is not. The restart with the least error on the
-    validation part wins. It is then fitted to both parts, as it is or by the same number of steps
-    from a start on both, whichever comes closer. Everything is computed in float64; the oscillator
-    has JAX's default precision.
+    validation part wins. Its readout is then fitted to both parts; where there was no descent, the
+    same number of steps from a start on both is tried too, and whichever comes closer is taken.
+    Everything is computed in float64; the oscillator has JAX's default precision.
 
     **Arguments:**
 
@@ -69,7 +67,8 @@ def fit(
     - `key`: a JAX random key. The same key gives the same result, bit for bit on one machine.
     - `init`: where to start, from `jaxdyn.initialisers`; default `FrequenciesFirst()`.
     - `loss`: what to make small, from `jaxdyn.losses`; default `Trajectory()`. Restarts are chosen
-      by their mean squared error whatever the loss, or by Huber's mean with `losses.Huber`.
+      by the same loss of the validation part; by its mean squared error where the loss is one of
+      several horizons or segments.
     - `weights`: how much each sample counts, (t,) or (t, m), >= 0; default 1.
     - `shell`: the rate of an [`jaxdyn.EnergyShell`][] to start with, at the energy of the start;
       its energy and its rate are then trained too. Default: none, energy is conserved.
@@ -81,10 +80,10 @@ def fit(
     - `holdout`: the tail that is never fitted, on which the forecast is measured: a fraction of
       the samples in [0, 1), or their number.
     - `validation`: of what remains, the tail by which restarts are chosen and stopped early.
-    - `patience`: a stage ends after so many rounds in a row (of 5 steps of polishing, 50 of
-      descent) in which no restart improves by 1 %.
-    - `tolerance`: a stage ends when a restart has this mean squared error, of the validation part
-      and as a fraction of the signal's variance.
+    - `patience`: a stage ends when no restart has improved by 1 % within so many rounds (of 5 steps
+      of polishing, 50 of descent).
+    - `tolerance`: a stage ends when a restart has this loss on the validation part, which for
+      `Trajectory` is the mean squared error as a fraction of the signal's variance.
     - `project`: solve for the readout, by least squares whatever the loss; else it is trained with
       the rest, as it always is with `losses.Huber`.
     - `ridge`: the regularisation of that regression, relative to the mean square of the states.
@@ -114,12 +113,9 @@ def fit(
         tail = request.signal.n_samples - request.fitted
         held_out = request.signal.window(request.fitted, request.signal.n_samples) if tail else None
         metrics = metrics_of(outcome, fitted, held_out)
-    oscillator = jax.tree.map(
-        lambda leaf: jnp.asarray(np.asarray(leaf)) if eqx.is_array(leaf) else leaf, outcome.model
-    )
     metrics["seconds"] = time.perf_counter() - began
     return Fit(
-        oscillator=oscillator,
+        oscillator=default_precision(outcome.model),
         loss=metrics["mse"],
         losses=outcome.losses,
         best=outcome.best,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .._skew import AbstractSkewOperator
-from .._solver import AbstractCellSolver, Taylor
+from .._solver import AbstractCellSolver
 from .checkpoint import Checkpoint, fingerprint
 from .initialisers import AbstractInitialiser
 from .losses import AbstractLoss
-from .oscillator import Oscillator, default_solver, default_step
+from .oscillator import (
+    Oscillator,
+    default_solver,
+    default_step,
+    longest_step,
+    spectral_norm,
+)
 from .result import Outcome
 from .rollout import Scaling, Settings, windows
 from .signals import Signal
@@ -40,7 +46,9 @@ from .training import Task, finish, judge, start, trajectory_errors
 
 # The step of training, |W|_2 h: Taylor's series of order 8 is then at 1e-9 of an orbit of order 1,
 # RK4 at 1e-7.
-ORDER, TAYLOR_STEP, RK4_STEP = 8, 0.3, 0.08
+ORDER, TRAINING_STEPS = 8, (0.3, 0.08)
+# A step may become so many times longer in training, as |W|_2 grows, before the user is told.
+LONGER = 2.0
 # Residuals x parameters^2 is the work of a step of Levenberg-Marquardt, about a second for 2e8: of
 # one restart at most, of all restarts in one step, and of all steps.
 LARGEST_POLISH, POLISH_AT_ONCE, POLISH_IN_ALL = 5e8, 1e8, 2e9
@@ -164,10 +172,25 @@ class Job:
         if request.trained < request.fitted:
             task, chosen = self._refitted(task, plans, kept, best, chosen, saved)
         model = _first(finish(task, chosen))
+        self._check_step(task, model)
         readout = self.scaling.undo(model.readout)
         model = eqx.tree_at(lambda o: o.readout, model, readout)
         model = dataclasses.replace(model, step=default_step(model.cell))
         return Outcome(model, losses, best, self.record.history(), _count(model, readout=True))
+
+    def _check_step(self, task: Task, model: Oscillator) -> None:
+        """Says so when training has left the range in which its own steps are exact."""
+        settings = task.settings
+        step = float(jnp.max(task.full.gaps)) / settings.substeps * spectral_norm(model.cell)
+        limit = longest_step(settings.solver, TRAINING_STEPS)
+        if step > LONGER * limit:
+            warnings.warn(
+                f"the weights grew in training until a step was |W|_2 h = {step:.2g}, more than "
+                f"the {limit:g} at which it is exact: `loss` and `metrics` are right, but the fit "
+                "may be better from init=FromOscillator(...) of this one, or at a lower learning "
+                "rate.",
+                stacklevel=5,
+            )
 
     def _refitted(
         self, task: Task, plans: list[Plan], kept: Kept, best: int, chosen: Any, saved: Any
@@ -229,9 +252,8 @@ class Job:
             solver = default_solver(models[0].cell, ORDER)
         else:
             solver.check(models[0].cell)
-        norm = max(_norm(m.cell.operator) for m in models)
-        limit = TAYLOR_STEP if isinstance(solver, Taylor) else RK4_STEP
-        substeps = max(1, int(np.ceil(gap * norm / limit)))
+        norm = max(spectral_norm(m.cell) for m in models)
+        substeps = max(1, int(np.ceil(gap * norm / longest_step(solver, TRAINING_STEPS))))
         return Settings(solver, substeps, request.project, request.ridge)
 
     def _plans(self, task: Task) -> list[Plan]:
@@ -326,10 +348,6 @@ def _adam(steps: int) -> Any:
 
 def _first(stacked: Oscillator) -> Oscillator:
     return jax.tree.map(lambda leaf: leaf[0] if eqx.is_array(leaf) else leaf, stacked)
-
-
-def _norm(operator: AbstractSkewOperator) -> float:
-    return float(np.max(np.asarray(operator.frequencies()), initial=0.0))
 
 
 def _count(model: Oscillator, *, readout: bool) -> int:

@@ -48,9 +48,9 @@ class AbstractLoss(eqx.Module):
         """Whether outliers must not rule the readout, which is then trained and not solved for."""
         return False
 
-    def judge(self, error: Float[Array, "t m"], weights: Float[Array, "t m"]) -> Float[Array, ""]:
-        """What restarts are chosen by: the mean squared error of samples whose weights sum to 1."""
-        return jnp.sum(weights * error**2)
+    def judge(self, run: Run) -> Float[Array, ""]:
+        """What restarts are chosen by, on a run that gives weight to the judged samples only."""
+        return self(run)
 
     def __add__(self, other: "AbstractLoss") -> "AbstractLoss":
         if not isinstance(other, AbstractLoss):
@@ -78,9 +78,8 @@ class Sum(AbstractLoss):
     def robust(self) -> bool:
         return any(term.robust for term in self.terms)
 
-    def judge(self, error: Float[Array, "t m"], weights: Float[Array, "t m"]) -> Float[Array, ""]:
-        judges = [term for term in self.terms if term.robust] or self.terms
-        return judges[0].judge(error, weights)
+    def judge(self, run: Run) -> Float[Array, ""]:
+        return sum((term.judge(run) for term in self.terms), jnp.zeros((), run.states.dtype))
 
     def residuals(self, run: Run, variables: Any) -> Float[Array, " r"]:
         pairs = zip(self.terms, variables, strict=True)
@@ -106,8 +105,8 @@ class Scaled(AbstractLoss):
     def robust(self) -> bool:
         return self.loss.robust
 
-    def judge(self, error: Float[Array, "t m"], weights: Float[Array, "t m"]) -> Float[Array, ""]:
-        return self.loss.judge(error, weights)
+    def judge(self, run: Run) -> Float[Array, ""]:
+        return self.factor * self.loss.judge(run)
 
     def residuals(self, run: Run, variables: Any) -> Float[Array, " r"]:
         return self.factor**0.5 * self.loss.residuals(run, variables)
@@ -150,6 +149,9 @@ class MultiHorizon(AbstractLoss):
             weights = weights / jnp.where(total > 0, total, 1.0) / len(self.horizons)
             parts.append((jnp.sqrt(weights) * error).ravel())
         return jnp.concatenate(parts)
+
+    def judge(self, run: Run) -> Float[Array, ""]:
+        return Trajectory().judge(run)
 
 
 class MultipleShooting(AbstractLoss):
@@ -194,6 +196,9 @@ class MultipleShooting(AbstractLoss):
         return jnp.concatenate(
             [fitted.ravel(), ((self.continuity / jump.size) ** 0.5 * jump).ravel()]
         )
+
+    def judge(self, run: Run) -> Float[Array, ""]:
+        return Trajectory().judge(run)
 
     def _length(self, run: Run) -> int:
         t = run.targets.shape[0]
@@ -240,11 +245,13 @@ class LogSpectral(AbstractLoss):
         return self
 
     def residuals(self, run: Run, variables: Any) -> Float[Array, " r"]:
-        # What does not count (a held-out tail) is a stretch of 0 at the end of both.
-        counted = (run.weights > 0).astype(run.outputs.dtype)
-        length = jnp.sum(counted, axis=0)
-        index = jnp.arange(run.outputs.shape[0], dtype=run.outputs.dtype)[:, None]
-        hann = counted * jnp.sin(jnp.pi * (index + 0.5) / length[None]) ** 2
+        # The window spans what counts; what does not is 0 in both.
+        counted = run.weights > 0
+        index = jnp.arange(run.outputs.shape[0])[:, None]
+        first = jnp.argmax(counted, axis=0)[None]
+        length = jnp.max(jnp.where(counted, index, 0), axis=0)[None] + 1 - first
+        phase = (index - first).astype(run.outputs.dtype) + 0.5
+        hann = jnp.where(counted, jnp.sin(jnp.pi * phase / length.astype(phase.dtype)) ** 2, 0.0)
 
         def power(y):
             spectrum = jnp.fft.rfft(hann * y, axis=0)
@@ -252,6 +259,7 @@ class LogSpectral(AbstractLoss):
 
         wanted, found = power(run.targets), power(run.outputs)
         floor = self.floor * jnp.max(wanted, axis=0, keepdims=True)
+        floor = jnp.where(floor > 0, floor, 1.0)
         difference = jnp.log((found + floor) / (wanted + floor))
         return difference.ravel() / difference.size**0.5
 
@@ -332,47 +340,32 @@ class Energy(AbstractLoss):
 
 
 class Huber(AbstractLoss):
-    r"""A loss whose large residuals count linearly, so that outliers do not rule the fit.
+    r"""The trajectory's error with outliers counting linearly, so that they do not rule the fit.
 
-    Each residual r, in units of the root mean square that a loss of 1 has, becomes $\rho(r) = r^2$
-    for $|r| \le \delta$ and $2 \delta |r| - \delta^2$ beyond (Huber 1964).
+    $\sum w \rho(\hat y - y)$ with $\sum w = 1$, $\rho(e) = e^2$ for $|e| \le \delta$ and
+    $2 \delta |e| - \delta^2$ beyond (Huber 1964).
 
     **Arguments:**
 
-    - `loss`: another loss, such as `Trajectory()`.
-    - `delta`: > 0, in standard deviations of the signal for `Trajectory`.
+    - `delta`: > 0, in standard deviations of the channel.
     """
 
-    loss: AbstractLoss
     delta: float = eqx.field(static=True)
 
-    def __init__(self, loss: AbstractLoss | None = None, *, delta: float | int = 0.1):
-        self.loss = Trajectory() if loss is None else _loss(loss)
+    def __init__(self, delta: float | int = 0.1):
         self.delta = real("delta", delta, above=0.0)
-
-    def prepared(self, signal: Signal) -> "AbstractLoss":
-        return Huber(self.loss.prepared(signal), delta=self.delta)
-
-    def variables(self, run: Run) -> Any:
-        return self.loss.variables(run)
 
     @property
     def robust(self) -> bool:
         return True
 
-    def judge(self, error: Float[Array, "t m"], weights: Float[Array, "t m"]) -> Float[Array, ""]:
-        size = jnp.abs(error)
-        inside = size <= self.delta
-        return jnp.sum(weights * jnp.where(inside, size**2, 2 * self.delta * size - self.delta**2))
-
     def residuals(self, run: Run, variables: Any) -> Float[Array, " r"]:
-        r = self.loss.residuals(run, variables)
-        delta = self.delta / r.size**0.5
-        size = jnp.abs(r)
-        large = size > delta
-        # sqrt(rho), which has the slope of r where the two meet.
-        root = jnp.sqrt(jnp.where(large, 2 * delta * size - delta**2, 1.0))
-        return jnp.where(large, jnp.sign(r) * root, r)
+        error = run.outputs - run.targets
+        size = jnp.abs(error)
+        large = size > self.delta
+        # sqrt(rho), which has the slope of the error where the two meet.
+        root = jnp.sqrt(jnp.where(large, 2 * self.delta * size - self.delta**2, 1.0))
+        return (jnp.sqrt(run.weights) * jnp.where(large, jnp.sign(error) * root, error)).ravel()
 
 
 def _loss(loss: Any) -> AbstractLoss:

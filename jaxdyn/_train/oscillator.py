@@ -23,7 +23,7 @@ from .tones import find_tones
 
 # Steps of |W|_2 h: where Taylor's series of order 16 is at rounding, and where RK4's error per
 # radian, (|W| h)^4 / 120, is 1e-8.
-TAYLOR_STEP, RK4_STEP = 0.25, 0.03
+EXACT_STEPS = (0.25, 0.03)
 
 
 class Readout(eqx.Module):
@@ -217,7 +217,7 @@ class Oscillator(eqx.Module):
         **Arguments:** `count`, the most to look for; default n // 2.
         """
         # Four times as fast as |W|_2 asks for, or overtones would come back as aliases.
-        dt = 0.25 / float(_norm(self.cell))
+        dt = 0.25 / spectral_norm(self.cell)
         signal = self.generate(self.t0 + 4095 * dt, dt)
         count = max(1, self.size // 2) if count is None else whole("count", count, 1)
         # Tones that are left in shift the others, the more the stronger they are.
@@ -279,9 +279,7 @@ class Oscillator(eqx.Module):
         # Without x64 an array of float64 becomes one of float32, as everywhere in JAX.
         with jax.enable_x64(True):
             model = load_module(path, like=like, expect=Oscillator)
-        return jax.tree.map(
-            lambda leaf: jnp.asarray(np.asarray(leaf)) if eqx.is_array(leaf) else leaf, model
-        )
+        return default_precision(model)
 
 
 register(Readout, Oscillator)
@@ -299,9 +297,20 @@ def default_solver(cell: AbstractCell, order: int = 16) -> AbstractCellSolver:
 def default_step(cell: AbstractCell) -> float:
     if is_traced(cell):
         raise ValueError("`step` must be given under jit, grad or vmap: |W|_2 has no value there.")
-    norm = _norm(cell)
-    limit = TAYLOR_STEP if isinstance(default_solver(cell), Taylor) else RK4_STEP
-    return limit / norm if norm > 0 else 1.0
+    norm = spectral_norm(cell)
+    return longest_step(default_solver(cell), EXACT_STEPS) / norm if norm > 0 else 1.0
+
+
+def longest_step(solver: AbstractCellSolver, limits: tuple[float, float]) -> float:
+    """|W|_2 h at most: the first limit for Taylor's series, the second for other methods."""
+    return limits[0] if isinstance(solver, Taylor) else limits[1]
+
+
+def default_precision(model: Any) -> Any:
+    """The model with arrays of JAX's own precision, whatever they were computed in."""
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(np.asarray(leaf)) if eqx.is_array(leaf) else leaf, model
+    )
 
 
 def real(name: str, value: Any, **bounds: float) -> float:
@@ -316,7 +325,8 @@ def _floats(value: Any) -> Array:
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
-def _norm(cell: AbstractCell) -> float:
+def spectral_norm(cell: AbstractCell) -> float:
+    """|W|_2, a number."""
     frequencies = np.asarray(cell.operator.frequencies())
     return float(frequencies.max(initial=0.0))
 

@@ -20,8 +20,8 @@ class History:
 
     `stage` (rounds,), "descent", "polish" or "refit"; `iteration` (rounds,), steps of the stage
     so far; `loss` and `score` (rounds, restarts), NaN for restarts that were not in the stage.
-    Both refer to the standardised signal: `loss` is what was made smaller, `score` the mean
-    squared error that restarts are judged by.
+    Both refer to the standardised signal: `loss` is what was made smaller, `score` the loss of the
+    validation part, by which restarts are chosen.
     """
 
     stage: tuple[str, ...]

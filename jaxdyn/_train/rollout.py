@@ -181,7 +181,8 @@ def least_squares_readout(
 ) -> Readout:
     """For each channel, min over its row C, d of sum(w (C x + d - target)^2) / sum(w) +
     ridge v |C|^2, v the variance of the states, averaged over the units."""
-    shared = jnp.sum(weights, axis=1) / jnp.sum(weights)
+    everything = jnp.sum(weights)
+    shared = jnp.sum(weights, axis=1) / jnp.where(everything > 0, everything, 1.0)
     middle = shared @ states
     centred = states - middle[None]
     size = jnp.sqrt(shared @ jnp.mean(centred**2, axis=1))

@@ -16,7 +16,7 @@ from .training import Task, begin_descent, descend, judge, polish
 DESCENT, POLISH, REFIT = "descent", "polish", "refit"
 # Steps of a round: what is lost when a fit is killed, and how often the bar moves.
 DESCENT_ROUND, POLISH_ROUND = 50, 5
-# A round that lowers no score by this part is stale; so many of them in a row end a stage.
+# A stage ends when no score has fallen by this part within `patience` rounds.
 GAIN = 0.01
 
 
@@ -48,8 +48,9 @@ class State(eqx.Module):
     """All that a stage needs to go on: arrays that lead with the restarts, and counters.
 
     `memory` is the optimiser's own state or the step sizes of Levenberg-Marquardt. `best` are the
-    parameters with the lowest score so far, found in round `best_round`. `over` is set when a
-    callback has ended the stage.
+    parameters with the lowest score so far, found in round `best_round`. `mark` is what the best
+    scores were when one last gained enough, `stale` rounds ago. `over` is set when a callback has
+    ended the stage.
     """
 
     params: Any
@@ -59,6 +60,7 @@ class State(eqx.Module):
     best_score: np.ndarray
     best_round: np.ndarray
     done: np.ndarray
+    mark: np.ndarray
     stale: np.ndarray
     over: np.ndarray
 
@@ -71,7 +73,18 @@ def begin(task: Task, plan: Plan, params: Any) -> State:
     else:
         memory = begin_descent(plan.optimiser, params)
     zero = np.zeros((), np.int64)
-    return State(params, memory, params, loss, score, np.zeros(count, np.int64), zero, zero, zero)
+    return State(
+        params=params,
+        memory=memory,
+        best=params,
+        best_loss=loss,
+        best_score=score,
+        best_round=np.zeros(count, np.int64),
+        done=zero,
+        mark=score,
+        stale=zero,
+        over=zero,
+    )
 
 
 def advance(task: Task, plan: Plan, state: State) -> tuple[State, np.ndarray, np.ndarray, int]:
@@ -92,7 +105,8 @@ def advance(task: Task, plan: Plan, state: State) -> tuple[State, np.ndarray, np
         growing = bool(horizons[-1] < 1)
     loss, score = (np.asarray(v) for v in judged)
     better = score < state.best_score
-    gained = np.any(score < (1 - GAIN) * state.best_score)
+    best_score = np.where(better, score, state.best_score)
+    fresh = growing or bool(np.any(best_score < (1 - GAIN) * state.mark))
     best = jax.tree.map(
         lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old),
         params,
@@ -103,10 +117,11 @@ def advance(task: Task, plan: Plan, state: State) -> tuple[State, np.ndarray, np
         memory=memory,
         best=best,
         best_loss=np.where(better, loss, state.best_loss),
-        best_score=np.where(better, score, state.best_score),
+        best_score=best_score,
         best_round=np.where(better, done + 1, state.best_round),
         done=np.asarray(done + 1),
-        stale=np.asarray(0 if gained or growing else int(state.stale) + 1),
+        mark=best_score if fresh else state.mark,
+        stale=np.asarray(0 if fresh else int(state.stale) + 1),
         over=state.over,
     )
     return new, loss, score, taken
@@ -156,8 +171,8 @@ class Progress:
     """What a callback is told after every round.
 
     `stage`, "descent", "polish" or "refit"; `iteration`, steps of it so far, of at most `steps`;
-    `scores` (restarts,), the lowest mean squared error of each restart so far, of the standardised
-    signal; `best`, the restart with the lowest.
+    `scores` (restarts,), the lowest score of each restart so far, what the loss makes of the
+    standardised validation part; `best`, the restart with the lowest.
     """
 
     stage: str

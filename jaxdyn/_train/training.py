@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import optimistix as optx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .._cell import EnergyShell, PoissonCell
 from .losses import AbstractLoss
@@ -57,16 +57,19 @@ class Task(eqx.Module):
         window = self.training
         within = window.times <= horizon * window.times[-1] * (1 + 1e-9)
         weights = jnp.where(within[:, None], window.weights, 0.0)
-        window = eqx.tree_at(lambda w: w.weights, window, weights / jnp.sum(weights))
+        # Where nothing was measured so early there is nothing to learn yet.
+        total = jnp.sum(weights)
+        weights = weights / jnp.where(total > 0, total, 1.0)
+        window = eqx.tree_at(lambda w: w.weights, window, weights)
         seen = run(self.model(params), window, self.settings)
         return jnp.sum(self.loss.residuals(seen, params[1]) ** 2)
 
     def judged(self, params: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """The loss on the training window, and the error of the judging samples."""
+        """The loss on the training window, and the score by the judging samples."""
         seen = run(self.model(params), self.full, self.settings)
-        error = self.loss.judge(seen.outputs - seen.targets, self.judging)
+        score = self.loss.judge(eqx.tree_at(lambda r: r.window.weights, seen, self.judging))
         loss = jnp.sum(self.residuals(params) ** 2)
-        return _or_infinite(loss), _or_infinite(error)
+        return _or_infinite(loss), _or_infinite(score)
 
     def finished(self, params: Any) -> Oscillator:
         """The oscillator with its readout, of the standardised signal."""
@@ -117,10 +120,7 @@ def descend(
             params, state = carry
             value, gradient = jax.value_and_grad(task.value)(params, horizon)
             # One infinite gradient must not spoil a restart for good: such a step is left out.
-            finite = functools.reduce(
-                jnp.logical_and, (jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient))
-            )
-            gradient = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), gradient)
+            gradient, finite = finite_or_zero(gradient)
             # optax's schedules need it, whatever promotion the user has set.
             with jax.numpy_dtype_promotion("standard"):
                 updates, new_state = optimiser.update(
@@ -184,6 +184,14 @@ def trajectory_errors(task: Task, params: Any, scale: Float[Array, " m"]) -> Flo
         return jnp.sum(seen.weights * ((seen.outputs - seen.targets) * scale[None]) ** 2)
 
     return jax.vmap(one)(params)
+
+
+def finite_or_zero(gradient: Any) -> tuple[Any, Bool[Array, ""]]:
+    """The gradient, 0 if a part of it is not finite, and whether it was finite."""
+    finite = functools.reduce(
+        jnp.logical_and, (jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient))
+    )
+    return jax.tree.map(lambda g: jnp.where(finite, g, 0.0), gradient), finite
 
 
 def _or_infinite(value: Float[Array, ""]) -> Float[Array, ""]:
