@@ -125,6 +125,19 @@ def fit(result: dict[str, Any]) -> str:
     return grid(columns, [[*row[:3], f"{row[3]:.1e}", f"{row[4]:.0f}"] for row in rows])
 
 
+def forecast(result: dict[str, Any]) -> str:
+    """The error of every method as far ahead as 10 windows, or as there is data."""
+    rows, methods = [], []
+    for table in result["tables"]:
+        # After the columns of the fit come the horizons, then what it cost.
+        ahead = table["columns"][3 : table["columns"].index("seconds")]
+        horizon = "10x" if "10x" in ahead else ahead[-1]
+        cells = dict(picked(table, "method", horizon))
+        methods = methods or list(cells)
+        rows.append([table["title"], horizon, *(cells.get(method) for method in methods)])
+    return grid(["", "ahead", *methods], rows)
+
+
 def table_with(result: dict[str, Any], *columns: str) -> dict[str, Any]:
     """The first table that has these columns."""
     for table in result["tables"]:
@@ -146,4 +159,5 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "precision": ("precision", precision),
     "gradient": ("gradient", gradient),
     "fit": ("fit", fit),
+    "forecast": ("forecast", forecast),
 }

@@ -67,6 +67,30 @@ def test_training_makes_the_encoder_better(model):
     assert after < 0.5 * before, (before, after)
 
 
+def test_noise_does_not_blow_it_up():
+    """Two close tones at 5 dB, a context shorter than their beat. Least squares that is told the
+    true frequencies follows the noise, 0.31 (measured); a belief in what states are likely does
+    better, 0.24 by the encoder and 0.27 refined."""
+    context, dt = 40, 0.3
+    tones = jd.signals.tones([1.0, 1.15], n_samples=600, dt=dt)
+    noisy = tones.with_noise(5, key=jr.key(2))
+    with jax.numpy_dtype_promotion("standard"):
+        model = jd.fit_encoder(
+            [noisy.window(0, 400)], context=context, units=4, steps=50, key=jr.key(0)
+        )
+    ts = dt * np.arange(2 * context)
+    angles = np.outer(ts, [1.0, 1.15])
+    columns = np.concatenate([np.cos(angles), np.sin(angles), np.ones((len(ts), 1))], 1)
+    errors = []
+    for at in range(400, 520, 20):
+        window, truth = noisy.values[at : at + context], tones.values[at + 40 : at + 80]
+        told = columns[40:] @ np.linalg.lstsq(columns[:40], window)[0]
+        found = [np.asarray(model(window, refine=r)(ts[40:])) for r in (0, 20)]
+        errors.append([np.mean((f - truth) ** 2) for f in (*found, told)])
+    inferred, refined, told = np.mean(errors, 0)
+    assert inferred < told and refined < told
+
+
 def test_the_same_key_gives_the_same_model(model):
     for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(fitted()), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -121,6 +145,8 @@ GOOD = [np.sin(0.3 * np.arange(100)), np.cos(0.3 * np.arange(120))]
         (GOOD, {"steps": -1}, ValueError, "steps"),
         (GOOD, {"batch": 0}, ValueError, "batch"),
         (GOOD, {"hidden": 0}, ValueError, "hidden"),
+        (GOOD, {"validation": 1.0}, ValueError, "validation"),
+        (GOOD, {"start": "fit"}, TypeError, "start"),
     ],
 )
 def test_bad_input_is_refused(signals, options, error, names):

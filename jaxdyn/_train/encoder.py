@@ -13,13 +13,13 @@ import jax.random as jr
 import lineax as lx
 import numpy as np
 import optimistix as optx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .._cell import AbstractCell
 from .._model_file import load_module, register, save_module
 from .fit import fit
 from .job import LARGEST_POLISH, ORDER
-from .oscillator import Oscillator, Readout, default_precision, default_solver, default_step
+from .oscillator import Oscillator, Readout, default_precision, default_solver, default_step, real
 from .rollout import flow
 from .signals import Signal
 from .training import finite_or_zero
@@ -28,6 +28,8 @@ RIDGE = 1e-6
 LEARNING_RATE = 2e-3
 # Levenberg-Marquardt on several signals at once: how long, and up to how much work a step.
 SHARED_STEPS = 50
+# Of each signal's state alone, for every doubling of what is seen of it.
+BEGIN_STEPS = 10
 # Steps of training in one call of the compiled program.
 ROUND = 50
 
@@ -48,8 +50,9 @@ class EncodedOscillator(eqx.Module):
     r"""A network that continues signals it has not seen: x0 is inferred from a context window.
 
     The encoder maps the `context` samples of a window, $z$, to the state at the first of them,
-    $x_0 = A z + W_2 \tanh(W_1 z + b_1)$; cell and readout are shared by all signals. Made by
-    [`jaxdyn.fit_encoder`][].
+    $x_0 = A z + W_2 \tanh(W_1 z + b_1)$; cell and readout are shared by all signals. `prior` is how
+    firmly that state is believed in against the samples, $\sigma \Sigma^{-1/2}$ with the noise
+    $\sigma$ and the covariance $\Sigma$ of the states. Made by [`jaxdyn.fit_encoder`][].
 
     Called with a window (context, m), sampled every `dt`, it returns the
     [`jaxdyn.Oscillator`][] that runs through the window and on.
@@ -58,6 +61,7 @@ class EncodedOscillator(eqx.Module):
     cell: AbstractCell
     readout: Readout
     encoder: Perceptron
+    prior: Float[Array, "n n"]
     mean: Float[Array, " m"]
     scale: Float[Array, " m"]
     context: int = eqx.field(static=True)
@@ -67,15 +71,16 @@ class EncodedOscillator(eqx.Module):
     time_unit: str = eqx.field(static=True)
 
     def __call__(self, window: Any, *, t0: float | int = 0.0, refine: int = 10) -> Oscillator:
-        """The oscillator that continues a window.
+        r"""The oscillator that continues a window.
 
         **Arguments:**
 
         - `window`: the samples (context, m), or (context,) of one channel, the last of which is
           where the forecast starts.
         - `t0`: the time of its first sample.
-        - `refine`: the most steps of Levenberg-Marquardt that bring the run from the inferred
-          state nearer to the window; 0 takes what the encoder says.
+        - `refine`: the most steps of Levenberg-Marquardt towards the most probable state,
+          $\min |\hat y - y|^2 + |\mathrm{prior} (x_0 - x_0^{enc})|^2$; 0 takes what the encoder
+          says.
 
         **Raises:** ValueError for a window of another shape or with values that are not finite.
         """
@@ -108,12 +113,16 @@ class EncodedOscillator(eqx.Module):
             time_unit=self.time_unit,
         )
 
-    def run(self, x0: Float[Array, " n"], count: int) -> Float[Array, "t m"]:
-        """The standardised outputs at `count` samples from a state, differentiable."""
+    def states(self, x0: Float[Array, " n"], count: int) -> Float[Array, "t n"]:
+        """The states at `count` samples from a state on, differentiable."""
         gaps = jnp.full(count - 1, self.dt, x0.dtype)
         solver = default_solver(self.cell, ORDER)
         substeps = max(1, math.ceil(self.dt / self.step - 1e-9))
-        return self.readout.batch(flow(self.cell, x0, gaps, solver, substeps))
+        return flow(self.cell, x0, gaps, solver, substeps)
+
+    def run(self, x0: Float[Array, " n"], count: int) -> Float[Array, "t m"]:
+        """The standardised outputs at `count` samples from a state on."""
+        return self.readout.batch(self.states(x0, count))
 
     def save(self, path: str | Path) -> None:
         """Writes the model to one file; see [`jaxdyn.EncodedOscillator.load`][]."""
@@ -131,12 +140,31 @@ register(Perceptron, EncodedOscillator)
 
 
 @eqx.filter_jit
-def _refined(model: EncodedOscillator, x0: Array, target: Array, steps: int) -> Array:
+def _refined(
+    model: EncodedOscillator, guess: Array, target: Array, steps: int, counts: Array | None = None
+) -> Array:
+    """The most probable state, by the samples that count, from what was believed before."""
+
     def residuals(x0, _):
-        return (model.run(x0, model.context) - target).ravel()
+        missed = model.run(x0, target.shape[0]) - target
+        if counts is not None:
+            missed = jnp.where(counts[:, None], missed, 0.0)
+        return jnp.concatenate([missed.ravel(), model.prior @ (x0 - guess)])
 
     method = optx.LevenbergMarquardt(rtol=1e-12, atol=1e-12, linear_solver=lx.QR())
-    return optx.least_squares(residuals, method, x0, max_steps=steps + 1, throw=False).value
+    return optx.least_squares(residuals, method, guess, max_steps=steps + 1, throw=False).value
+
+
+@eqx.filter_jit
+def _begun(
+    model: EncodedOscillator,
+    guesses: Float[Array, "k n"],
+    targets: Float[Array, "k t m"],
+    seen: Int[Array, ""],
+) -> Float[Array, "k n"]:
+    """The states from which runs are nearest to the first `seen` samples of each signal."""
+    counts = jnp.arange(targets.shape[1]) < seen
+    return jax.vmap(lambda x0, z: _refined(model, x0, z, BEGIN_STEPS, counts))(guesses, targets)
 
 
 def fit_encoder(
@@ -149,6 +177,7 @@ def fit_encoder(
     hidden: int = 64,
     steps: int = 1000,
     batch: int = 32,
+    validation: float | int = 0.2,
     start: Any = None,
     key: Array,
     progress: bool = False,
@@ -157,9 +186,10 @@ def fit_encoder(
 
     The network starts from a fit of one of the signals, and is then polished on several of them at
     once by Levenberg-Marquardt, each with a state of its own. The encoder's linear part starts from
-    the ridge regression of states on windows; the encoder is trained by Adam with a cosine schedule
-    on random windows of all the signals, on the mean squared error over the `context` samples that
-    it sees and `ahead` more that it does not.
+    the regression of states on windows along those runs, with the noise that they leave in the
+    signals (a Wiener filter). The encoder is then trained by Adam with a cosine schedule on random
+    windows of all the signals, on the mean squared error over the `context` samples that it sees
+    and `ahead` more that it does not; what did best on the validation windows is kept.
 
     **Arguments:**
 
@@ -169,6 +199,8 @@ def fit_encoder(
       many as it sees.
     - `units`: n; `hidden`: the width of the encoder.
     - `steps`, `batch`: of training, and windows in each.
+    - `validation`: the fraction of each signal's windows, its last ones, that the encoder is not
+      trained on but judged by, in [0, 1); 0 keeps what training ends with.
     - `start`: the oscillator to start from, of these channels; default: `jaxdyn.fit` of the signal
       with the largest variance.
     - `key`: a JAX random key; the same key gives the same result.
@@ -207,15 +239,20 @@ def fit_encoder(
             f"`start` has {start.size} units and {len(start.channels)} channels, not {units} and "
             f"{m}."
         )
+    validation = real("validation", validation, least=0.0)
+    if validation >= 1:
+        raise ValueError(f"`validation` must be a fraction in [0, 1), got {validation!r}.")
     with jax.enable_x64(True):
         key_fit, key_net, key_batch = jr.split(key, 3)
         lead = max(range(len(given)), key=lambda i: float(given[i].values.var()))
         first = start or fit(given[lead], units=units, holdout=0, key=key_fit).oscillator
         first = jax.tree.map(lambda a: jnp.asarray(a, float), first)
         model = _start(given, first, given[lead], context, hidden, key_net)
-        model = _shared(model, given, short)
+        model, starts, targets = _shared(model, given, lead, fitted=start is None)
         model = dataclasses.replace(model, step=default_step(model.cell))
-        model = _trained(model, given, length, steps, batch, key_batch, progress)
+        model = _informed(model, starts, targets)
+        training, judging = _windows(model, given, length, validation)
+        model = _trained(model, training, judging, steps, batch, key_batch, progress)
     return default_precision(model)
 
 
@@ -250,22 +287,20 @@ def _start(
     # Its own states and outputs: it need not belong to any of the signals.
     states = np.asarray(start.states(lead.ts))
     z = (np.asarray(start.readout.batch(jnp.asarray(states))) - mean) / scale
-    count = len(z) - context + 1
-    windows = np.stack([z[i : i + context].ravel() for i in range(count)])
-    gram = windows.T @ windows / count
-    gram += RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
-    linear = np.linalg.solve(gram, windows.T @ states[:count] / count).T
+    missed = min(1.0, float(np.sqrt(np.mean((z - (lead.values - mean) / scale) ** 2))))
+    linear, _ = _regression(jnp.asarray(states)[None], jnp.asarray(z)[None], context, missed)
     return EncodedOscillator(
         cell=start.cell,
         readout=Readout(
             start.readout.matrix / scale[:, None], (start.readout.offset - mean) / scale
         ),
         encoder=Perceptron(
-            linear=jnp.asarray(linear),
+            linear=linear,
             inner=jr.normal(key, (hidden, context * m)) / math.sqrt(context * m),
             bias=jnp.zeros(hidden),
             outer=jnp.zeros((n, hidden)),
         ),
+        prior=jnp.zeros((n, n)),
         mean=jnp.asarray(mean),
         scale=jnp.asarray(scale),
         context=context,
@@ -276,10 +311,31 @@ def _start(
     )
 
 
-def _shared(model: EncodedOscillator, given: list[Signal], length: int) -> EncodedOscillator:
-    """Cell and readout polished on as many of the signals at once as that can bear, each with a
-    state of its own."""
+def _regression(
+    states: Float[Array, "k t n"], outputs: Float[Array, "k t m"], context: int, noise: float
+) -> tuple[Float[Array, "n z"], Float[Array, "n n"]]:
+    """The linear map from noisy windows of outputs to the state at their start that is best in the
+    mean square, and the covariance of those states."""
+    count = states.shape[1] - context + 1
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(outputs), context, axis=1)
+    windows = windows.swapaxes(2, 3).reshape(-1, context * outputs.shape[2])
+    begun = np.asarray(states)[:, :count].reshape(len(windows), -1)
+    gram = windows.T @ windows / len(windows)
+    gram += (RIDGE * np.trace(gram) / len(gram) + noise**2) * np.eye(len(gram))
+    linear = np.linalg.solve(gram, windows.T @ begun / len(windows)).T
+    return jnp.asarray(linear), jnp.asarray(begun.T @ begun / len(windows))
+
+
+def _shared(
+    model: EncodedOscillator, given: list[Signal], lead: int, *, fitted: bool
+) -> tuple[EncodedOscillator, Float[Array, "k n"], Float[Array, "k t m"]]:
+    """Cell and readout polished on as many of the signals at once as that can bear; the states that
+    these start from, and these signals, standardised.
+
+    One signal that the network was `fitted` to already needs a state only.
+    """
     size = sum(leaf.size for leaf in jax.tree.leaves((model.cell, model.readout)))
+    length = min(s.n_samples for s in given)
     n, outputs = model.cell.size, length * len(model.channels)
 
     def work(count: int) -> float:
@@ -288,19 +344,28 @@ def _shared(model: EncodedOscillator, given: list[Signal], length: int) -> Encod
     count = len(given)
     while count > 1 and work(count) > LARGEST_POLISH:
         count -= 1
-    if work(count) > LARGEST_POLISH:
-        return model
-    chosen = [given[i] for i in np.linspace(0, len(given) - 1, count).round().astype(int)]
-    mean, scale = np.asarray(model.mean), np.asarray(model.scale)
-    targets = jnp.asarray(np.stack([(s.values[:length] - mean) / scale for s in chosen]))
-    return _polished(model, targets)
+    chosen = np.linspace(0, len(given) - 1, count).round().astype(int) if count > 1 else [lead]
+    targets = jnp.asarray(np.stack([_standard(model, given[i])[:length] for i in chosen]))
+    # Each state from the head of its signal first, then from more and more of it: a state that is
+    # a little wrong is out of step at the end.
+    starts = jax.vmap(lambda z: model.encoder(z[: model.context].ravel()))(targets)
+    seen = model.context
+    while seen < 2 * length:
+        starts = _begun(model, starts, targets, jnp.asarray(seen))
+        seen *= 2
+    if work(count) > LARGEST_POLISH or (fitted and count == 1):
+        return model, starts, targets
+    return *_polished(model, starts, targets), targets
+
+
+def _standard(model: EncodedOscillator, signal: Signal) -> np.ndarray:
+    return (signal.values - np.asarray(model.mean)) / np.asarray(model.scale)
 
 
 @eqx.filter_jit
-def _polished(model: EncodedOscillator, targets: Float[Array, "k t m"]) -> EncodedOscillator:
-    heads = targets[:, : model.context]
-    guesses = jax.vmap(lambda z: _refined(model, model.encoder(z.ravel()), z, 10))(heads)
-
+def _polished(
+    model: EncodedOscillator, guesses: Float[Array, "k n"], targets: Float[Array, "k t m"]
+) -> tuple[EncodedOscillator, Float[Array, "k n"]]:
     def unpacked(params):
         return eqx.tree_at(lambda o: (o.cell, o.readout), model, eqx.combine(params, static))
 
@@ -316,30 +381,46 @@ def _polished(model: EncodedOscillator, targets: Float[Array, "k t m"]) -> Encod
     found = optx.least_squares(
         residuals, method, (params, guesses), max_steps=SHARED_STEPS, throw=False
     )
-    return unpacked(found.value[0])
+    return unpacked(found.value[0]), found.value[1]
+
+
+def _informed(
+    model: EncodedOscillator, starts: Float[Array, "k n"], targets: Float[Array, "k t m"]
+) -> EncodedOscillator:
+    """The model with the encoder and the prior that belong to its runs through the signals."""
+    states = jax.vmap(lambda x0: model.states(x0, targets.shape[1]))(starts)
+    outputs = jax.vmap(model.readout.batch)(states)
+    noise = float(jnp.sqrt(jnp.mean((outputs - targets) ** 2)))
+    linear, covariance = _regression(states, outputs, model.context, noise)
+    n = model.cell.size
+    floor = RIDGE * jnp.trace(covariance) / n * jnp.eye(n)
+    inverse = jnp.linalg.inv(jnp.linalg.cholesky(covariance + floor))
+    return eqx.tree_at(lambda m: (m.encoder.linear, m.prior), model, (linear, noise * inverse))
+
+
+def _windows(
+    model: EncodedOscillator, given: list[Signal], length: int, validation: float
+) -> tuple[Float[Array, "w t m"], Float[Array, "v t m"]]:
+    """Windows of all signals to train on, and the last ones of each to judge by."""
+    training, judging = [], []
+    for signal in given:
+        windows = np.lib.stride_tricks.sliding_window_view(_standard(model, signal), length, axis=0)
+        windows = windows.swapaxes(1, 2)[:: max(1, model.context // 8)]
+        held = int(validation * len(windows))
+        training.append(windows[: len(windows) - held])
+        judging.append(windows[len(windows) - held :])
+    return jnp.asarray(np.concatenate(training)), jnp.asarray(np.concatenate(judging))
 
 
 def _trained(
     model: EncodedOscillator,
-    given: list[Signal],
-    length: int,
+    windows: Float[Array, "w t m"],
+    judging: Float[Array, "v t m"],
     steps: int,
     batch: int,
     key: Array,
     progress: bool,
 ) -> EncodedOscillator:
-    mean, scale = np.asarray(model.mean), np.asarray(model.scale)
-    standard = [(s.values - mean) / scale for s in given]
-    windows = jnp.asarray(
-        np.concatenate(
-            [
-                np.lib.stride_tricks.sliding_window_view(z, length, axis=0).swapaxes(1, 2)[
-                    :: max(1, model.context // 8)
-                ]
-                for z in standard
-            ]
-        )
-    )
     # The encoder alone: what it gets wrong must not be made good by wrong dynamics.
     spec = jax.tree.map(lambda _: False, model)
     trained = jax.tree.map(lambda _: True, model.encoder)
@@ -357,34 +438,42 @@ def _trained(
         from tqdm import tqdm
 
         bar = tqdm(total=rounds * ROUND, desc="encoder", unit="step")
+    judged = judging.shape[0] > 0
+    best, lowest = params, float(_error(params, static, judging)) if judged else math.inf
     for key_round in jr.split(key, rounds):
         keys = jr.split(key_round, ROUND)
         params, state, losses = _round(params, static, optimiser, state, windows, keys, batch)
+        score = float(_error(params, static, judging)) if judged else -math.inf
+        if score < lowest or not judged:
+            best, lowest = params, score
         if bar is not None:
             bar.update(ROUND)
             bar.set_postfix_str(f"loss {float(jnp.mean(losses)):.2e}")
     if bar is not None:
         bar.close()
-    return eqx.combine(params, static)
+    return eqx.combine(best, static)
+
+
+@eqx.filter_jit
+def _error(params, static, windows):
+    """The mean squared error of windows, of what the encoder sees and what it does not."""
+    model = eqx.combine(params, static)
+
+    def one(window):
+        x0 = model.encoder(window[: model.context].ravel())
+        return jnp.mean((model.run(x0, window.shape[0]) - window) ** 2)
+
+    return jnp.mean(jax.vmap(one)(windows))
 
 
 @eqx.filter_jit
 def _round(params, static, optimiser, state, windows, keys, batch):
     import optax
 
-    def loss(params, chosen):
-        model = eqx.combine(params, static)
-
-        def one(window):
-            x0 = model.encoder(window[: model.context].ravel())
-            return jnp.mean((model.run(x0, window.shape[0]) - window) ** 2)
-
-        return jnp.mean(jax.vmap(one)(chosen))
-
     def step(carry, key):
         params, state = carry
         chosen = windows[jr.randint(key, (batch,), 0, windows.shape[0])]
-        value, gradient = jax.value_and_grad(loss)(params, chosen)
+        value, gradient = jax.value_and_grad(_error)(params, static, chosen)
         gradient, _ = finite_or_zero(gradient)
         # optax's schedules need it, whatever promotion the user has set.
         with jax.numpy_dtype_promotion("standard"):
