@@ -69,9 +69,9 @@ def run(quick: bool = False) -> Report:
         "window; the mean of the signal would have 1. Noise is left out of the truth. fit is: free "
         "run, from a fitted initial state; one step, each sample forecast from the measured ones "
         f"before it. {OURS}: jd.fit with units={UNITS}, holdout=0, {how}, all else as it comes, in "
-        "float64; it takes no budget: seconds are all it took, compile s XLA's part (clean tones need no "
-        "training: they end where the restarts start). Neural ODE "
-        "(diffrax, MLP), GRU and LSTM (equinox), LinOSS (linax): float32, "
+        "float64; it takes no budget: seconds are all it took, compile s XLA's part (clean tones "
+        "need no training: they end where the restarts start). Neural ODE (diffrax, MLP), GRU and "
+        "LSTM (equinox), LinOSS (linax): float32, "
         f"{seconds:g} s each after compilation, as forecast_training.py describes. {AR}: order by "
         "Akaike's criterion. seasonal: the period where the autocorrelation is largest.",
         size=(8.0, 5.6),

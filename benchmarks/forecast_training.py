@@ -3,7 +3,8 @@
 All in float32, on standardised samples, with Adam and gradients clipped to norm 1. For half of the
 budget three learning rates in turn, a third each, on the first nine tenths of the window, judged by
 the error of a free run over the last tenth; for the other half the best of them goes on with the
-whole window, its rate decaying to zero along a cosine. Compilation is not counted in the budget.
+whole window, its rate decaying to zero along a cosine, and is kept if the free run over the last
+tenth is then no worse. Compilation is not counted in the budget.
 """
 
 import math
@@ -122,6 +123,10 @@ def fit_and_forecast(
     errors = {rate: float(judge(now.model, data)) for rate, now in tried.items()}
     best = min(RATES, key=lambda rate: errors[rate] if math.isfinite(errors[rate]) else math.inf)
     ended = train(tried[best], best, jnp.ones_like(first), seconds / 2, 0.5, 1.0)
+    # The end of training may be its worst moment.
+    last = float(judge(ended.model, data))
+    if not last <= errors[best]:
+        ended = tried[best]
     spent = time.perf_counter() - start
     out = np.asarray(run(ended.model, data), np.float64) * scale + mean
     parameters = sum(leaf.size for leaf in jax.tree.leaves(weights))

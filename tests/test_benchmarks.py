@@ -87,6 +87,21 @@ def test_every_table_of_the_readme_is_made_from_its_result(tmp_path):
                 [["tones", 16, 170, 400, 2.5e-9, 1e-3, 7.6]],
             )
         ],
+        "forecast": [
+            Table(
+                "noise",
+                ["method", "fit", "fit is", "1x", "10x", "100x", "seconds"],
+                [
+                    ["jaxdyn", 0.1, "free run", 0.2, 0.3, 0.4, 9.0],
+                    ["GRU", 0.1, "one step", 0.5, 0.6, None, 20.0],
+                ],
+            ),
+            Table(
+                "real",
+                ["method", "fit", "fit is", "29 years", "seconds"],
+                [["jaxdyn", 0.1, "free run", 1.5, 9.0]],
+            ),
+        ],
     }
     for name, tables in contents.items():
         Report(name, "", tables, machine=MACHINE).write(tmp_path)
@@ -107,6 +122,9 @@ def test_every_table_of_the_readme_is_made_from_its_result(tmp_path):
         "| n = 2 | 1e-12 |",
         "| reversible | 1 | 4 | 0.25 |  |",
         "| tones | 16 | 400 | 2.5e-09 | 8 |",
+        "|  | ahead | jaxdyn | GRU |",
+        "| noise | 10x | 0.3 | 0.6 |",
+        "| real | 29 years | 1.5 |  |",
     ):
         assert line in text
     assert "A, dt 1" not in text and "B, dt" not in text

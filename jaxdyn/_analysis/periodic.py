@@ -1,0 +1,362 @@
+"""Periodic orbits by shooting, and their Floquet multipliers."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Complex, Float
+
+from .._cell import AbstractCell, PoissonCell, is_constant_input
+from .._solver import Taylor
+from .._types import is_traced
+from .flow import Flow, checked_flow, positive, whole
+
+# |W|_2 h at which Taylor's series of order 16 is exact to rounding; steps in a period of others.
+TAYLOR_STEP, STEPS = 0.25, 500
+# A period below this part of the guess is the collapse onto a point, where every equation holds.
+SHORTEST = 0.2
+REASONS = (
+    "converged",
+    "the residual is above `tol`: give a better guess, or more steps",
+    "the period fell towards 0: give a guess nearer to the orbit",
+    "the guess led to a fixed point, which is no orbit: give a guess nearer to the orbit",
+    "the trajectory diverged: give a guess nearer to the orbit, or more steps",
+)
+
+
+class PeriodicOrbit(eqx.Module):
+    """A closed orbit x(t + T) = x(t).
+
+    `x` (n,), a state on it; `period` T > 0; `monodromy` (n, n), the derivative of the state after a
+    period by `x`; `residual`, max |x(T) - x|; `error`, by how much x(T) changes with twice as many
+    steps; `converged`, and `status`, which `reason` puts in words. `normals` (q, n) are the
+    gradients at `x` of what the flow conserves, left eigenvectors of the monodromy.
+    """
+
+    flow: Flow
+    x: Float[Array, " n"]
+    period: Float[Array, ""]
+    monodromy: Float[Array, "n n"]
+    normals: Float[Array, "q n"]
+    residual: Float[Array, ""]
+    error: Float[Array, ""]
+    status: Array
+    steps: int = eqx.field(static=True)
+
+    @property
+    def converged(self) -> Bool[Array, ""]:
+        """Whether this is an orbit."""
+        return self.status == 0
+
+    @property
+    def reason(self) -> str:
+        """Why it is none. Needs a concrete orbit."""
+        return REASONS[int(self.status)]
+
+    def states(self) -> tuple[Float[Array, " t"], Float[Array, "t n"]]:
+        """Times and states after every step of one period, the first again at the end."""
+        fractions = jnp.linspace(0.0, 1.0, self.steps + 1, dtype=self.x.dtype)
+        return self.period * fractions, _states(self.flow, self.x, self.period, self.steps)
+
+
+def periodic_orbit(
+    field: Any,
+    x_guess: Any,
+    period_guess: Any,
+    *,
+    invariants: Any = None,
+    energy: Any = None,
+    solver: Any = None,
+    steps: Any = None,
+    args: Any = None,
+    tol: Any = 1e-9,
+    max_steps: Any = 50,
+    throw: bool = True,
+) -> PeriodicOrbit:
+    r"""The periodic orbit near a guess, by shooting: $\phi_T(x) = x$ for x and T.
+
+    Levenberg-Marquardt on the return $\phi_T(x) - x$, the phase $f(x_g) \cdot (x - x_g) = 0$ and,
+    where orbits come in families, what picks one: conserved quantities keep the values that they
+    have at the guess, or `energy`. `x` and `period` have gradients by all that the field is made
+    of, such as the weights of a cell, by the implicit function theorem.
+
+    **Arguments:**
+
+    - `field`: an autonomous cell, or any f(t, x, args) that does not depend on t.
+    - `x_guess`, `period_guess`: (n,) and > 0, near the orbit.
+    - `invariants`: for a field that conserves something, a function of x (n,) with values () or
+      (q,). Cells know theirs: energy and Casimirs where nothing drives, damps or regulates them.
+    - `energy`: that of the orbit that is wanted, for such a cell; default that of the guess.
+    - `solver`: as for [`jaxdyn.lyapunov_spectrum`][], but Taylor of order 16 for cells that it
+      serves.
+    - `steps`: in one period; default 500, and for Taylor as many as make it exact to rounding.
+    - `args`: handed to the field; constant.
+    - `tol`: the largest residual of an orbit, in units of the state.
+    - `max_steps`: of Levenberg-Marquardt.
+    - `throw`: whether a guess that leads to no orbit raises; else see `.converged` and `.reason`.
+
+    **Returns:** a [`jaxdyn.PeriodicOrbit`][].
+
+    **Raises:** TypeError or ValueError that names the argument; RuntimeError that says what became
+    of a guess that leads to no orbit.
+    """
+    flow, x = checked_flow(field, x_guess, solver, args, exact=Taylor(16), name="x_guess")
+    if x.ndim != 1:
+        raise ValueError(f"`x_guess` must have shape (n,), got {x.shape}; use jax.vmap for more.")
+    if not is_constant_input(args) and isinstance(field, AbstractCell):
+        raise ValueError("`args` must be constant: an orbit closes in an autonomous field only.")
+    if invariants is not None and not callable(invariants):
+        raise TypeError(f"`invariants` must be a function of x or None, got {invariants!r}.")
+    if not is_traced(period_guess):
+        positive("period_guess", period_guess)
+    period = jnp.asarray(period_guess, x.dtype)
+    max_steps = whole("max_steps", max_steps, 1)
+    tol = positive("tol", tol)
+    if steps is None:
+        steps = _steps(flow, period)
+    steps = whole("steps", steps, 1)
+    wanted: Any = None
+    if energy is not None:
+        if not _conserves(flow.field) or invariants is not None:
+            raise ValueError(
+                "`energy` picks an orbit of a cell that conserves it, neither driven, damped nor "
+                "regulated; for other fields give `invariants`, or the guess that energy."
+            )
+        wanted = jnp.asarray(energy, x.dtype)
+        if not is_traced(wanted):
+            positive("energy", energy)
+    conserved = _conserved(flow.field, invariants, x)
+    rate = flow.rate(jnp.zeros((), x.dtype), x)
+    if not is_traced(rate) and not bool(jnp.any(rate != 0)):
+        raise ValueError("`x_guess` is a fixed point of the field: no orbit goes through it.")
+    orbit = _solved(flow, x, period, conserved, wanted, steps, tol, max_steps)
+    if throw and not is_traced(orbit.status) and not bool(orbit.converged):
+        raise RuntimeError(
+            f"no periodic orbit: {orbit.reason} (residual {float(orbit.residual):.2g}, period "
+            f"{float(orbit.period):.4g})."
+        )
+    return orbit
+
+
+def _steps(flow: Flow, period: Float[Array, ""]) -> int:
+    if not isinstance(flow.solver, Taylor):
+        return STEPS
+    if is_traced((flow.field, period)):
+        raise ValueError("`steps` must be given under jit, grad or vmap: |W|_2 has no value there.")
+    norm = float(np.max(np.asarray(flow.field.operator.frequencies()), initial=0.0))
+    return max(16, math.ceil(1.5 * float(period) * norm / TAYLOR_STEP))
+
+
+def _conserves(field: Any) -> bool:
+    if not isinstance(field, AbstractCell) or field.damping is not None:
+        return False
+    return not (isinstance(field, PoissonCell) and field.regulator is not None)
+
+
+class _Conserved(eqx.Module):
+    """What the flow conserves, (q,)."""
+
+    field: Any
+    kernel: Array | None
+    invariants: Callable | None
+
+    def __call__(self, x: Float[Array, " n"]) -> Float[Array, " q"]:
+        if self.invariants is not None:
+            return jnp.atleast_1d(jnp.asarray(self.invariants(x)))
+        if self.kernel is None:
+            return jnp.zeros(0, x.dtype)
+        return jnp.concatenate([self.field.energy(x)[None], self.kernel @ x])
+
+
+def _conserved(field: Any, invariants: Callable | None, x: Float[Array, " n"]) -> _Conserved:
+    if invariants is not None or not _conserves(field):
+        return _Conserved(None, None, invariants)
+    if not is_traced(field):
+        return _Conserved(field, jnp.asarray(field.operator.kernel()).astype(x.dtype), None)
+    # Generic W has a kernel of one dimension where n is odd, and none otherwise.
+    if field.size % 2:
+        raise ValueError(
+            "`field` of an odd number of units has a Casimir, whose direction has no value under "
+            "jit, grad or vmap; give `invariants`, a function of x for the energy and c.x."
+        )
+    return _Conserved(field, jnp.zeros((0, x.size), x.dtype), None)
+
+
+def _march(flow: Flow, x: Array, period: Array, steps: int) -> Array:
+    """The state after a period."""
+    dt = period / steps
+    t = jnp.zeros((), x.dtype)
+    return jax.lax.scan(lambda x, _: (flow.advance(t, dt, x), None), x, None, length=steps)[0]
+
+
+@eqx.filter_jit
+def _states(flow: Flow, x: Array, period: Array, steps: int) -> Array:
+    dt, t = period / steps, jnp.zeros((), x.dtype)
+
+    def step(x, _):
+        x = flow.advance(t, dt, x)
+        return x, x
+
+    return jnp.concatenate([x[None], jax.lax.scan(step, x, None, length=steps)[1]])
+
+
+def _with_tangents(flow: Flow, x: Array, period: Array, steps: int) -> tuple[Array, Array]:
+    """The state after a period and its derivative by the first one."""
+    dt, t = period / steps, jnp.zeros((), x.dtype)
+
+    def step(carry, _):
+        x, columns = carry
+        moved, push = jax.linearize(lambda x: flow.advance(t, dt, x), x)
+        return (moved, jax.vmap(push, in_axes=1, out_axes=1)(columns)), None
+
+    start = x, jnp.eye(x.size, dtype=x.dtype)
+    return jax.lax.scan(step, start, None, length=steps)[0]
+
+
+@eqx.filter_jit
+def _solved(flow, guess, period_guess, conserved, wanted, steps, tol, max_steps) -> PeriodicOrbit:
+    zero = jnp.zeros((), guess.dtype)
+    dynamic, static = eqx.partition((flow, guess, period_guess), eqx.is_array)
+    fixed, guess, period_guess = eqx.combine(jax.lax.stop_gradient(dynamic), static)
+    direction = fixed.rate(zero, guess)
+    direction = direction / jnp.linalg.norm(direction)
+
+    def levels(x):
+        """How far x is from the wanted values of what is conserved, in units of the state."""
+        at, slopes = conserved(guess), jax.jacfwd(conserved)(guess)
+        if wanted is not None:
+            at = at.at[0].set(wanted)
+        sizes = jax.lax.stop_gradient(jnp.linalg.norm(slopes, axis=1))
+        return (conserved(x) - at) / jnp.where(sizes > 0, sizes, 1.0)
+
+    def equations(z, at):
+        x = z[:-1]
+        return jnp.concatenate([at - x, (direction @ (x - guess))[None], levels(x)])
+
+    def shoot(z):
+        """The equations, their derivative by z, and the monodromy."""
+        x, period = z[:-1], period_guess * jnp.exp(z[-1])
+        at, monodromy = _with_tangents(fixed, x, period, steps)
+        r = equations(z, at)
+        turn = monodromy - jnp.eye(x.size, dtype=z.dtype)
+        columns = jnp.concatenate([turn, direction[None], jax.jacfwd(levels)(x)])
+        last = jnp.zeros_like(r).at[: x.size].set(period * fixed.rate(zero, at))
+        return r, jnp.concatenate([columns, last[:, None]], axis=1), monodromy
+
+    start = jnp.concatenate([guess, zero[None]])
+    z, jacobian, monodromy = _least_squares(shoot, start, max_steps)
+    z, jacobian, monodromy = jax.lax.stop_gradient((z, jacobian, monodromy))
+
+    # One more Newton step, whose derivative by all else is that of the implicit function theorem.
+    period = period_guess * jnp.exp(z[-1])
+    at = _march(flow, z[:-1], period, steps)
+    residual = jnp.max(jnp.abs(at - z[:-1]))
+    error = jnp.max(jnp.abs(_march(fixed, z[:-1], period, 2 * steps) - at))
+    z = z - jnp.linalg.pinv(jacobian) @ equations(z, at)
+    x, period = z[:-1], period_guess * jnp.exp(z[-1])
+    rate = jnp.linalg.norm(fixed.rate(zero, x))
+    status = jnp.where(residual <= tol, 0, 1)
+    status = jnp.where(period < SHORTEST * period_guess, 2, status)
+    still = rate * period <= 10 * tol
+    status = jnp.where(still, 3, status)
+    status = jnp.where(jnp.isfinite(residual), status, 4)
+    return PeriodicOrbit(
+        flow, x, period, monodromy, jax.jacfwd(conserved)(x), residual, error, status, steps
+    )
+
+
+def _least_squares(shoot: Callable, start: Array, max_steps: int) -> tuple[Array, Array, Array]:
+    """Levenberg-Marquardt: the best z, and the derivatives there.
+
+    Of our own because `shoot` is all there is to compile, and a general method has it compiled
+    several times over: for residuals, for their derivative, and where it starts.
+    """
+    shape = jax.eval_shape(shoot, start)
+
+    def over(state):
+        trial, _, _, damping, done, *_ = state
+        return (done < max_steps) & (damping < 1e8) & jnp.all(jnp.isfinite(trial))
+
+    def improve(state):
+        trial, z, cost, damping, done, r, jacobian, monodromy = state
+        new = shoot(trial)
+        new_cost = jnp.sum(new[0] ** 2)
+        better = new_cost < cost
+        keep = lambda a, b: jnp.where(better, a, b)  # noqa: E731
+        z, (r, jacobian, monodromy) = (
+            keep(trial, z),
+            jax.tree.map(keep, new, (r, jacobian, monodromy)),
+        )
+        # No better and hardly damped: there is nothing left to gain but rounding.
+        settled = ~better & (damping <= 1e-9)
+        damping = jnp.where(better, damping / 100, jnp.where(settled, 1e9, damping * 10))
+        columns = jnp.concatenate([jacobian, jnp.sqrt(damping) * jnp.eye(z.size, dtype=z.dtype)])
+        wanted = jnp.concatenate([-r, jnp.zeros_like(z)])
+        step = jnp.linalg.lstsq(columns, wanted)[0]
+        return z + step, z, keep(new_cost, cost), damping, done + 1, r, jacobian, monodromy
+
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
+    infinite = jnp.full((), jnp.inf, start.dtype)
+    damping = jnp.full((), 1e-3, start.dtype)
+    state = (start, start, infinite, damping, 0, *zeros)
+    _, z, _, _, _, _, jacobian, monodromy = jax.lax.while_loop(over, improve, state)
+    return z, jacobian, monodromy
+
+
+class FloquetMultipliers(eqx.Module):
+    r"""What becomes of small deviations from an orbit in one period.
+
+    `multipliers` (p,), the eigenvalues of the monodromy without the trivial ones, by falling size;
+    `stability_indices` (p // 2,), $\lambda + 1 / \lambda$ of each pair, real between -2 and 2 where
+    the orbit is stable, for orbits of conservative flows (else empty); `trivial`, how many
+    eigenvalues are 1 for reasons of structure: one for the direction of the flow, and for each
+    conserved quantity one more that belongs to it.
+    """
+
+    multipliers: Complex[Array, " p"]
+    stability_indices: Complex[Array, " h"]
+    trivial: int = eqx.field(static=True)
+
+    @property
+    def stable(self) -> Bool[Array, ""]:
+        """Whether no multiplier is outside the unit circle, by more than 1e-6."""
+        return jnp.all(jnp.abs(self.multipliers) <= 1 + 1e-6)
+
+
+def floquet(orbit: Any) -> FloquetMultipliers:
+    r"""The Floquet multipliers of a periodic orbit.
+
+    The monodromy M leaves f fixed, $M f = f$, and the gradient g of a conserved quantity, $g^T M =
+    g^T$. Those eigenvalues 1 come as Jordan pairs, which rounding splits by $\sqrt\epsilon$; so
+    they are not searched for but taken out: what is left is M on the states orthogonal to all g,
+    modulo f.
+
+    **Raises:** TypeError when `orbit` is no periodic orbit; ValueError when it did not converge.
+    """
+    if not isinstance(orbit, PeriodicOrbit):
+        raise TypeError(f"`orbit` must be what periodic_orbit returned, got {orbit!r}.")
+    if not is_traced(orbit.status) and not bool(orbit.converged):
+        raise ValueError(f"`orbit` is none: {orbit.reason}.")
+    rate = orbit.flow.rate(jnp.zeros((), orbit.x.dtype), orbit.x)
+    trivial = jnp.concatenate([rate[None], orbit.normals])
+    taken = trivial.shape[0]
+    # The last rows of an orthogonal matrix whose first ones span the trivial directions.
+    q, _ = jnp.linalg.qr(trivial.T, mode="complete")
+    rest = q[:, taken:]
+    reduced = rest.T @ orbit.monodromy @ rest
+    multipliers = jnp.linalg.eigvals(reduced)
+    multipliers = multipliers[jnp.argsort(-jnp.abs(multipliers))]
+    conservative = orbit.normals.shape[0] > 0 and multipliers.size % 2 == 0
+    if conservative and multipliers.size:
+        # M + M^-1 has each index twice.
+        double = jnp.linalg.eigvals(reduced + jnp.linalg.inv(reduced))
+        order = jnp.lexsort((jnp.imag(double), jnp.real(double)))
+        indices = double[order].reshape(-1, 2).mean(1)[::-1]
+    else:
+        indices = jnp.zeros(0, multipliers.dtype)
+    # Each conserved quantity pairs with a direction along the family of orbits.
+    return FloquetMultipliers(multipliers, indices, trivial=taken)
