@@ -23,6 +23,7 @@ NAMES = (
     "startup",
     "fit",
     "forecast",
+    "lyapunov",
 )
 
 

@@ -138,6 +138,14 @@ def forecast(result: dict[str, Any]) -> str:
     return grid(["", "ahead", *methods], rows)
 
 
+def lyapunov(result: dict[str, Any]) -> str:
+    """Every method, at the looser bound of the energy."""
+    table = result["tables"][0]
+    columns = ("method", "dt", "seconds", "/ our fastest", "first exponent", "its error")
+    rows = picked(table, *columns)
+    return grid(["", *columns[1:]], [[*row[:4], f"{row[4]:.4f}", f"{row[5]:.4f}"] for row in rows])
+
+
 def table_with(result: dict[str, Any], *columns: str) -> dict[str, Any]:
     """The first table that has these columns."""
     for table in result["tables"]:
@@ -160,4 +168,5 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "gradient": ("gradient", gradient),
     "fit": ("fit", fit),
     "forecast": ("forecast", forecast),
+    "lyapunov": ("lyapunov", lyapunov),
 }

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 # Their versions are noted where they are installed.
-PEERS = ("numpy", "scipy", "torch", "torchdiffeq", "numba", "heyoka", "optax", "linax")
+PEERS = ("numpy", "scipy", "torch", "torchdiffeq", "numba", "heyoka", "optax", "linax", "lyapax")
 
 
 @dataclass

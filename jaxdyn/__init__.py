@@ -21,12 +21,14 @@ from ._activation import Sigmoid as Sigmoid
 from ._activation import Softplus as Softplus
 from ._activation import Softsign as Softsign
 from ._activation import Tanh as Tanh
+from ._analysis import Bifurcation as Bifurcation
 from ._analysis import FixedPoints as FixedPoints
 from ._analysis import FloquetMultipliers as FloquetMultipliers
 from ._analysis import Frequencies as Frequencies
 from ._analysis import FrequencyMap as FrequencyMap
 from ._analysis import Indicator as Indicator
 from ._analysis import LyapunovSpectrum as LyapunovSpectrum
+from ._analysis import OrbitFamily as OrbitFamily
 from ._analysis import PeriodicOrbit as PeriodicOrbit
 from ._analysis import PoincareSection as PoincareSection
 from ._analysis import PowerSpectrum as PowerSpectrum
@@ -37,6 +39,7 @@ from ._analysis import frequency_map as frequency_map
 from ._analysis import gali as gali
 from ._analysis import lyapunov_spectrum as lyapunov_spectrum
 from ._analysis import max_lyapunov as max_lyapunov
+from ._analysis import orbit_family as orbit_family
 from ._analysis import periodic_orbit as periodic_orbit
 from ._analysis import poincare_section as poincare_section
 from ._analysis import power_spectrum as power_spectrum

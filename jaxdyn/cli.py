@@ -1,4 +1,4 @@
-"""The command line: `jaxdyn reproduce | simulate | fit | generate`."""
+"""The command line: `jaxdyn reproduce | simulate | fit | generate | analyze`."""
 
 import sys
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         sys.exit(0)
     import tyro
 
+    from ._cli.analyze import Analyze
     from ._cli.common import UsageError
     from ._cli.fit import Fit
     from ._cli.generate import Generate
@@ -22,7 +23,13 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     from ._cli.simulate import Simulate
 
     command = tyro.extras.subcommand_cli_from_dict(
-        {"reproduce": Reproduce, "simulate": Simulate, "fit": Fit, "generate": Generate},
+        {
+            "reproduce": Reproduce,
+            "simulate": Simulate,
+            "fit": Fit,
+            "generate": Generate,
+            "analyze": Analyze,
+        },
         prog="jaxdyn",
         description=(
             "Dynamics of recurrent networks with skew-symmetric weights. `jaxdyn --version` "

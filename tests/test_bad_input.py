@@ -533,12 +533,61 @@ TRAINING = [
 ]
 
 
+def chaos(function, field=CELL, x0=X, t1=20.0, dt=0.1, **options):
+    return function(field, x0, t1, dt, **options)
+
+
+def cross(**options):
+    return chaos(jd.poincare_section, **{"normal": 0, **options})
+
+
+def close(x=X, period=6.0, **options):
+    return jd.periodic_orbit(CELL, x, period, **options)
+
+
+# test_lyapunov.py, test_periodic.py, test_section.py, test_frequencies.py and test_fixed_points.py
+# have many more.
+ANALYSIS = [
+    ("lyapunov_spectrum", "k", lambda: chaos(jd.lyapunov_spectrum, k=4), V, "`k`", "at most n = 3"),
+    ("lyapunov_spectrum", "t1", lambda: chaos(jd.lyapunov_spectrum, t1=1.0), V, "`t1`", "at least"),
+    ("max_lyapunov", "dt", lambda: chaos(jd.max_lyapunov, dt=-0.1), V, "`dt`", "> 0"),
+    ("max_lyapunov", "field", lambda: chaos(jd.max_lyapunov, W), T, "`field`", "a cell or"),
+    ("gali", "k", lambda: chaos(jd.gali, k=1), V, "`k`", ">= 2"),
+    ("gali", "NaN", lambda: chaos(jd.gali, x0=NANS), V, "`x0`", "finite"),
+    ("sali", "every", lambda: chaos(jd.sali, every=0.5), T, "`every`", "integer >= 1"),
+    ("verdict", "an exponent", lambda: jd.verdict(0.1), T, "`spectrum`", "max_lyapunov"),
+    ("periodic_orbit", "rest", lambda: close(0 * X), V, "`x_guess`", "no orbit goes through"),
+    ("periodic_orbit", "period", lambda: close(period=-1.0), V, "`period_guess`", "> 0"),
+    ("periodic_orbit", "short", lambda: close(period=0.01), R, "no periodic orbit", "nearer"),
+    ("floquet", "a state", lambda: jd.floquet(X), T, "`orbit`", "periodic_orbit"),
+    ("orbit_family", "start", lambda: jd.orbit_family(CELL, 1), V, "`start`", "a mode from 0 to 0"),
+    ("orbit_family", "cell", lambda: jd.orbit_family(SHELL, 0), V, "`cell`", "neither driven"),
+    ("poincare_section", "normal", lambda: cross(normal=3), V, "`normal`", "below 3"),
+    ("poincare_section", "zero", lambda: cross(normal=0 * X), V, "`normal`", "not 0"),
+    ("poincare_section", "direction", lambda: cross(direction=2), V, "`direction`", "1, -1 or 0"),
+    ("poincare_section", "far", lambda: cross(offset=99.0), R, "no trajectory crosses", "`offset`"),
+    ("frequencies", "short", lambda: jd.frequencies(Y[:25], 0.1), V, "`signal`", "two periods"),
+    ("frequencies", "dt", lambda: jd.frequencies(Y, 0.0), V, "`dt`", "above 0"),
+    ("power_spectrum", "NaN", lambda: jd.power_spectrum(Y * NAN, 0.1), V, "`signal`", "finite"),
+    ("frequency_map", "k", lambda: jd.frequency_map(Y, 0.1, 0), V, "`k`", "1"),
+    ("fixed_points", "field", lambda: jd.fixed_points(3), T, "`field`", "jaxdyn.PoissonCell"),
+    (
+        "fixed_points",
+        "no starts",
+        lambda: jd.fixed_points(lambda t, x, a: x),
+        V,
+        "`starts`",
+        "give",
+    ),
+]
+
+
 def refused() -> list[Case]:
     cases = [Case("simulate", *case) for case in SIMULATE]
     for what, call, error, cure in ARGS:
         cases.append(Case("simulate", f"args {what}", call, error, "`args`", cure))
     cases += [Case("EnergyShell", *case) for case in SHELLS]
-    cases += [Case(*case) for case in SOLVERS + FORMULAS + TRAINING]
+    cases += [Case(*case) for case in SOLVERS + FORMULAS + TRAINING + ANALYSIS]
     for fn, table in (
         (jd.PoissonCell, MAKE),
         (jd.AntisymmetricCell, MAKE),
@@ -664,7 +713,10 @@ def test_every_public_name_has_a_case():
         for name, value in vars(jd).items()
         if callable(value) and not name.startswith(("_", "Abstract"))
     }
-    assert public - {case.subject for case in REFUSED} == {"EncodedOscillator", "Progress"}
+    made = {"EncodedOscillator", "Progress", "LyapunovSpectrum", "Indicator", "PeriodicOrbit"}
+    made |= {"FloquetMultipliers", "PoincareSection", "Frequencies", "PowerSpectrum"}
+    made |= {"FrequencyMap", "FixedPoints", "OrbitFamily", "Bifurcation"}
+    assert public - {case.subject for case in REFUSED} == made
 
 
 if __name__ == "__main__":

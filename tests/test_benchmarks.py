@@ -87,6 +87,13 @@ def test_every_table_of_the_readme_is_made_from_its_result(tmp_path):
                 [["tones", 16, 170, 400, 2.5e-9, 1e-3, 7.6]],
             )
         ],
+        "lyapunov": [
+            Table(
+                "Energy within 0.01",
+                ["method", "dt", "seconds", "/ our fastest", "first exponent", "its error"],
+                [["them, RK4", 0.2, 9.0, 4.5, 0.0123456, 0.001]],
+            )
+        ],
         "forecast": [
             Table(
                 "noise",
@@ -122,6 +129,7 @@ def test_every_table_of_the_readme_is_made_from_its_result(tmp_path):
         "| n = 2 | 1e-12 |",
         "| reversible | 1 | 4 | 0.25 |  |",
         "| tones | 16 | 400 | 2.5e-09 | 8 |",
+        "| them, RK4 | 0.2 | 9 | 4.5 | 0.0123 | 0.0010 |",
         "|  | ahead | jaxdyn | GRU |",
         "| noise | 10x | 0.3 | 0.6 |",
         "| real | 29 years | 1.5 |  |",

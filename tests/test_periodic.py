@@ -177,6 +177,12 @@ def test_three_units_with_their_casimir():
     assert found.trivial == 3 and found.multipliers.shape == (0,)
 
 
+def test_float32():
+    orbit = jd.periodic_orbit(van_der_pol, jnp.array([2.0, 0.1], jnp.float32), 6.4)
+    assert orbit.period.dtype == orbit.monodromy.dtype == jnp.float32
+    assert float(orbit.period) == pytest.approx(6.663286859323, rel=1e-5)
+
+
 def test_what_is_no_orbit_is_said():
     with pytest.raises(RuntimeError, match="no periodic orbit"):
         jd.periodic_orbit(lambda t, x, args: jnp.stack([x[1], -0.3 * x[1] - x[0]]), [1.0, 0.0], 6.3)

@@ -1,3 +1,6 @@
+from .family import Bifurcation as Bifurcation
+from .family import OrbitFamily as OrbitFamily
+from .family import orbit_family as orbit_family
 from .fixed_points import FixedPoints as FixedPoints
 from .fixed_points import fixed_points as fixed_points
 from .frequencies import Frequencies as Frequencies

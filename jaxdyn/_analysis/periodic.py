@@ -17,6 +17,8 @@ from .flow import Flow, checked_flow, positive, whole
 
 # |W|_2 h at which Taylor's series of order 16 is exact to rounding; steps in a period of others.
 TAYLOR_STEP, STEPS = 0.25, 500
+# In float32 and in float64.
+TOLERANCES = (1e-4, 1e-9)
 # A period below this part of the guess is the collapse onto a point, where every equation holds.
 SHORTEST = 0.2
 REASONS = (
@@ -73,7 +75,7 @@ def periodic_orbit(
     solver: Any = None,
     steps: Any = None,
     args: Any = None,
-    tol: Any = 1e-9,
+    tol: Any = None,
     max_steps: Any = 50,
     throw: bool = True,
 ) -> PeriodicOrbit:
@@ -95,7 +97,8 @@ def periodic_orbit(
       serves.
     - `steps`: in one period; default 500, and for Taylor as many as make it exact to rounding.
     - `args`: handed to the field; constant.
-    - `tol`: the largest residual of an orbit, in units of the state.
+    - `tol`: the largest residual of an orbit, in units of the state; default 1e-9, and 1e-4 in
+      float32.
     - `max_steps`: of Levenberg-Marquardt.
     - `throw`: whether a guess that leads to no orbit raises; else see `.converged` and `.reason`.
 
@@ -115,13 +118,13 @@ def periodic_orbit(
         positive("period_guess", period_guess)
     period = jnp.asarray(period_guess, x.dtype)
     max_steps = whole("max_steps", max_steps, 1)
-    tol = positive("tol", tol)
+    tol = TOLERANCES[x.dtype == jnp.float64] if tol is None else positive("tol", tol)
     if steps is None:
         steps = _steps(flow, period)
     steps = whole("steps", steps, 1)
     wanted: Any = None
     if energy is not None:
-        if not _conserves(flow.field) or invariants is not None:
+        if not conserves(flow.field) or invariants is not None:
             raise ValueError(
                 "`energy` picks an orbit of a cell that conserves it, neither driven, damped nor "
                 "regulated; for other fields give `invariants`, or the guess that energy."
@@ -151,10 +154,12 @@ def _steps(flow: Flow, period: Float[Array, ""]) -> int:
     return max(16, math.ceil(1.5 * float(period) * norm / TAYLOR_STEP))
 
 
-def _conserves(field: Any) -> bool:
+def conserves(field: Any) -> bool:
     if not isinstance(field, AbstractCell) or field.damping is not None:
         return False
-    return not (isinstance(field, PoissonCell) and field.regulator is not None)
+    if isinstance(field, PoissonCell):
+        return field.regulator is None and field.bias is None and field.input_matrix is None
+    return True
 
 
 class _Conserved(eqx.Module):
@@ -173,17 +178,24 @@ class _Conserved(eqx.Module):
 
 
 def _conserved(field: Any, invariants: Callable | None, x: Float[Array, " n"]) -> _Conserved:
-    if invariants is not None or not _conserves(field):
+    if invariants is not None or not conserves(field):
         return _Conserved(None, None, invariants)
-    if not is_traced(field):
-        return _Conserved(field, jnp.asarray(field.operator.kernel()).astype(x.dtype), None)
+    return _Conserved(field, casimirs(field, x), None)
+
+
+def casimirs(cell: AbstractCell, x: Float[Array, " n"]) -> Float[Array, "d n"]:
+    """The rows c of the linear invariants c.x that a cell has beside its energy."""
+    if not isinstance(cell, PoissonCell):
+        return jnp.zeros((0, x.size), x.dtype)
+    if not is_traced(cell):
+        return jnp.asarray(cell.operator.kernel()).astype(x.dtype)
     # Generic W has a kernel of one dimension where n is odd, and none otherwise.
-    if field.size % 2:
+    if cell.size % 2:
         raise ValueError(
             "`field` of an odd number of units has a Casimir, whose direction has no value under "
             "jit, grad or vmap; give `invariants`, a function of x for the energy and c.x."
         )
-    return _Conserved(field, jnp.zeros((0, x.size), x.dtype), None)
+    return jnp.zeros((0, x.size), x.dtype)
 
 
 def _march(flow: Flow, x: Array, period: Array, steps: int) -> Array:
@@ -204,7 +216,7 @@ def _states(flow: Flow, x: Array, period: Array, steps: int) -> Array:
     return jnp.concatenate([x[None], jax.lax.scan(step, x, None, length=steps)[1]])
 
 
-def _with_tangents(flow: Flow, x: Array, period: Array, steps: int) -> tuple[Array, Array]:
+def with_tangents(flow: Flow, x: Array, period: Array, steps: int) -> tuple[Array, Array]:
     """The state after a period and its derivative by the first one."""
     dt, t = period / steps, jnp.zeros((), x.dtype)
 
@@ -240,7 +252,7 @@ def _solved(flow, guess, period_guess, conserved, wanted, steps, tol, max_steps)
     def shoot(z):
         """The equations, their derivative by z, and the monodromy."""
         x, period = z[:-1], period_guess * jnp.exp(z[-1])
-        at, monodromy = _with_tangents(fixed, x, period, steps)
+        at, monodromy = with_tangents(fixed, x, period, steps)
         r = equations(z, at)
         turn = monodromy - jnp.eye(x.size, dtype=z.dtype)
         columns = jnp.concatenate([turn, direction[None], jax.jacfwd(levels)(x)])
@@ -248,7 +260,7 @@ def _solved(flow, guess, period_guess, conserved, wanted, steps, tol, max_steps)
         return r, jnp.concatenate([columns, last[:, None]], axis=1), monodromy
 
     start = jnp.concatenate([guess, zero[None]])
-    z, jacobian, monodromy = _least_squares(shoot, start, max_steps)
+    z, jacobian, monodromy, _ = least_squares(shoot, start, max_steps)
     z, jacobian, monodromy = jax.lax.stop_gradient((z, jacobian, monodromy))
 
     # One more Newton step, whose derivative by all else is that of the implicit function theorem.
@@ -269,8 +281,8 @@ def _solved(flow, guess, period_guess, conserved, wanted, steps, tol, max_steps)
     )
 
 
-def _least_squares(shoot: Callable, start: Array, max_steps: int) -> tuple[Array, Array, Array]:
-    """Levenberg-Marquardt: the best z, and the derivatives there.
+def least_squares(shoot: Callable, start: Array, max_steps: int) -> tuple[Array, ...]:
+    """Levenberg-Marquardt: the best z, the two derivatives there, and how often it shot.
 
     Of our own because `shoot` is all there is to compile, and a general method has it compiled
     several times over: for residuals, for their derivative, and where it starts.
@@ -303,8 +315,8 @@ def _least_squares(shoot: Callable, start: Array, max_steps: int) -> tuple[Array
     infinite = jnp.full((), jnp.inf, start.dtype)
     damping = jnp.full((), 1e-3, start.dtype)
     state = (start, start, infinite, damping, 0, *zeros)
-    _, z, _, _, _, _, jacobian, monodromy = jax.lax.while_loop(over, improve, state)
-    return z, jacobian, monodromy
+    _, z, _, _, done, _, jacobian, monodromy = jax.lax.while_loop(over, improve, state)
+    return z, jacobian, monodromy, done
 
 
 class FloquetMultipliers(eqx.Module):

@@ -134,7 +134,7 @@ def _section(flow, x0, dt, normal, offset, direction, most, steps) -> PoincareSe
         before, when = before.at[row, :, columns].set(x.T), when.at[row, columns].set(k)
         # On the plane to the last bit still is on the side it came from.
         h = jnp.where((after == 0) & ~hit, h, after)
-        return (moved, h, count + hit, before, when), None
+        return (moved, h, count + hit.astype(count.dtype), before, when), None
 
     zero = jnp.zeros(batch, jnp.int32)
     room = jnp.full((most + 1, x.shape[0], batch), jnp.nan, x.dtype)
