@@ -70,7 +70,8 @@ class OrbitFamily(eqx.Module):
     def stable(self) -> Array:
         """Whether every index lies in [-2, 2], (p,)."""
         index = self.stability_indices
-        inside = (jnp.abs(index.imag) < ON_CIRCLE) & (jnp.abs(index.real) <= 2 + ON_CIRCLE)
+        inside = jnp.abs(jnp.imag(index)) < ON_CIRCLE
+        inside &= jnp.abs(jnp.real(index)) <= 2 + ON_CIRCLE
         return jnp.all(inside, axis=1)
 
     def to_csv(self) -> str:
@@ -80,7 +81,7 @@ class OrbitFamily(eqx.Module):
         rows = [",".join(["energy", "period", "arclength", "residual", *names])]
         for i in range(len(self.energy)):
             index = np.asarray(self.stability_indices[i])
-            parts = np.stack([index.real, index.imag], axis=1).ravel()
+            parts = np.stack([np.real(index), np.imag(index)], axis=1).ravel()
             head = (self.energy[i], self.period[i], self.arclength[i], self.residual[i])
             rows.append(",".join(repr(float(v)) for v in (*head, *parts)))
         return "\n".join(rows) + "\n"
@@ -286,7 +287,8 @@ def _start(cell: AbstractCell, start: Any) -> tuple[Array, float]:
     # x = W s(x) with s(x) ~ slope x: symmetric coordinates are root x.
     v = np.real(vectors[:, modes[start]]) / root
     energy = 0.5 * np.sum(slopes * v**2)
-    return jnp.asarray(v * math.sqrt(FIRST_ENERGY / energy), cell.operator.dtype), 2 * np.pi / w
+    x = jnp.asarray(v * math.sqrt(FIRST_ENERGY / energy), cell.operator.dtype)
+    return x, float(2 * np.pi / w)
 
 
 def _followed(before: Array, now: Array) -> Array:

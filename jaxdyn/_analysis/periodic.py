@@ -314,7 +314,7 @@ def least_squares(shoot: Callable, start: Array, max_steps: int) -> tuple[Array,
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
     infinite = jnp.full((), jnp.inf, start.dtype)
     damping = jnp.full((), 1e-3, start.dtype)
-    state = (start, start, infinite, damping, 0, *zeros)
+    state = (start, start, infinite, damping, jnp.asarray(0), *zeros)
     _, z, _, _, done, _, jacobian, monodromy = jax.lax.while_loop(over, improve, state)
     return z, jacobian, monodromy, done
 
