@@ -10,6 +10,7 @@ Everything up to the header has its place in every format version. Integers are 
 """
 
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -122,6 +123,8 @@ def load_module(
     wanted = expect if isinstance(expect, tuple) else () if expect is None else (expect,)
     if not all(isinstance(cls, type) for cls in wanted):
         raise TypeError(f"`expect` must be a class or a tuple of classes, got {expect!r}.")
+    # Oscillators register themselves when their room is opened.
+    importlib.import_module("._train", __package__)
     try:
         record, payload = _parts(_whole_file(path))
         reader = Reader(path, payload)

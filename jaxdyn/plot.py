@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._cell import AbstractCell, PoissonCell, cast
-from ._train import Fit
 
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, YELLOW, BLACK = "#E69F00", "#56B4E9", "#F0E442", "#000000"
@@ -162,7 +161,7 @@ def spectrum(signal: Any, dt: float | int, *, pad: int = 1, ax: Any = None, **li
     return ax
 
 
-def fit(fit: Fit, *, ax: Any = None) -> Any:
+def fit(fit: Any, *, ax: Any = None) -> Any:
     """A fit: the data, the fitted curve, and the forecast over the held-out tail, which is shaded.
 
     One channel is drawn in its own units. Several, up to 6, are drawn one below the other, each

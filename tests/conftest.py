@@ -12,4 +12,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 with install_import_hook("jaxdyn", "beartype.beartype"):
-    import jaxdyn  # noqa: F401
+    import jaxdyn
+    import jaxdyn._analysis
+    import jaxdyn._train  # noqa: F401

@@ -710,7 +710,7 @@ def test_every_public_name_has_a_case():
     """Base classes and modules apart, and what nobody but the package makes."""
     public = {
         name
-        for name, value in vars(jd).items()
+        for name, value in ((name, getattr(jd, name)) for name in dir(jd))
         if callable(value) and not name.startswith(("_", "Abstract"))
     }
     made = {"EncodedOscillator", "Progress", "LyapunovSpectrum", "Indicator", "PeriodicOrbit"}

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import jaxdyn as jd
-from jaxdyn._analysis.fixed_points import _Monotone, fixed_points
+from jaxdyn._analysis.fixed_points import fixed_points
+from jaxdyn._analysis.rest import _Monotone
 
 W3 = np.array([[0.0, 1.3, -0.7], [-1.3, 0.0, 0.4], [0.7, -0.4, 0.0]])
 AXIS = np.array([-W3[1, 2], W3[0, 2], -W3[0, 1]])
