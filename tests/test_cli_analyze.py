@@ -66,7 +66,11 @@ def test_a_cycle_attracts(tmp_path, capsys):
 def test_bad_input(tmp_path, capsys):
     (tmp_path / "text.eqx").write_text("no model")
     (tmp_path / "file").write_text("")
+    still = jd.Oscillator(jnp.zeros(2), jd.PoissonCell(jd.BlockSkew([1.0]), jd.Tanh()))
+    still.save(tmp_path / "still.eqx")
     for args, told in (
+        ((tmp_path / "still.eqx",), "at rest"),
+        ((tmp_path / "still.eqx", "--energy", "2"), "at rest"),
         (("nothing.eqx",), "pair, chaos, cycle"),
         ((tmp_path / "text.eqx",), "text.eqx"),
         (("pair", "--energy", "-1"), "--energy -1"),

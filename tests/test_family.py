@@ -101,6 +101,14 @@ def test_from_an_orbit_and_as_a_table(branch):
     assert float(lines[1].split(",")[1]) == float(again.period[0])
 
 
+def test_float32_gets_as_far():
+    cell = jd.PoissonCell(jd.DenseSkew(jnp.array([-1.7], jnp.float32)), jd.Tanh())
+    family = jd.orbit_family(cell, 0, max_energy=3.0)
+    assert family.reason == "max_energy = 3 reached" and family.period.dtype == jnp.float32
+    exact = jax.vmap(lambda h: jd.period(h, 1.7))(family.energy)
+    np.testing.assert_allclose(family.period, exact, rtol=1e-4)
+
+
 def test_three_units_keep_their_casimir():
     cell = tanh_cell(3, 1)
     family = jd.orbit_family(cell, 0, max_energy=2.0)
@@ -119,6 +127,7 @@ def test_three_units_keep_their_casimir():
             "cell",
         ),
         ({"cell": lambda t, x, args: x}, ValueError, "cell"),
+        ({"cell": jd.AntisymmetricCell(tanh_cell(3, 0).operator, jd.Tanh())}, ValueError, "cell"),
         ({"start": 2}, ValueError, "start"),
         ({"start": -1}, ValueError, "start"),
         ({"start": "first"}, TypeError, "start"),

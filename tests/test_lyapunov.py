@@ -113,6 +113,24 @@ def test_gali_falls_by_the_differences_of_the_exponents():
     assert slope == pytest.approx(-(0.2 + 0.7), rel=1e-3)
 
 
+def test_the_run_is_hardly_longer_than_asked_and_says_how_long():
+    cell, x0 = tanh_cell(4), jnp.ones(4)
+    for t1 in (201.0, 333.3):
+        for found in (jd.max_lyapunov(cell, x0, t1, 0.1), jd.gali(cell, x0, t1, 0.1)):
+            assert t1 <= float(found.times[-1]) <= 1.01 * t1 + 2.0
+    # Pairs need all exponents.
+    assert np.isnan(jd.max_lyapunov(cell, x0, 50.0, 0.1).pairing)
+
+
+def test_vectors_that_vanish_are_no_alignment():
+    shrinks = lambda t, x, args: -40.0 * x  # noqa: E731
+    x0 = jnp.ones(2, jnp.float32)
+    kept = jd.gali(shrinks, x0, 4.0, 0.01)
+    np.testing.assert_allclose(kept.values, 1.0, rtol=1e-5)
+    with pytest.raises(RuntimeError, match="`every`"):
+        jd.gali(shrinks, x0, 40.0, 0.01, every=400)
+
+
 def test_one_and_many_agree_under_jit_and_vmap():
     cell, x0 = tanh_cell(4), jr.normal(jr.key(5), (3, 4))
     many = jd.lyapunov_spectrum(cell, x0, 50.0, 0.1)

@@ -165,6 +165,46 @@ def test_henon_heiles():
     assert abs(float(index.real)) < 2
 
 
+def test_multipliers_that_leave_the_circle_in_fours():
+    """A planar rotation beside a linear Hamiltonian field with eigenvalues +-.05 +- .3 i: the
+    indices are the complex pair, not their real part twice."""
+    a, w = 0.05, 0.3
+    A = jnp.array([[a, w, 0.0, 0.0], [-w, a, 0.0, 0.0], [0.0, 0.0, -a, w], [0.0, 0.0, -w, -a]])
+
+    def field(t, x, args):
+        return jnp.concatenate([jnp.stack([x[1], -x[0]]), A @ x[2:]])
+
+    orbit = jd.periodic_orbit(
+        field, [1.0, 0, 0, 0, 0, 0], 6.0, invariants=lambda x: 0.5 * (x[0] ** 2 + x[1] ** 2)
+    )
+    found = jd.floquet(orbit)
+    out = np.exp(2 * np.pi * complex(a, w))
+    index = sorted(np.asarray(found.stability_indices), key=lambda z: z.imag)
+    np.testing.assert_allclose(index, [np.conj(out + 1 / out), out + 1 / out], atol=1e-9)
+    assert not bool(found.stable)
+
+
+def test_indices_only_of_pairs_and_invariants_only_if_independent():
+    def field(t, x, args):
+        return jnp.concatenate([van_der_pol(t, x, args), jnp.stack([0.0 * x[2], -0.1 * x[3]])])
+
+    orbit = jd.periodic_orbit(field, [2.0, 0.1, 0.3, 0.0], 6.5, invariants=lambda x: x[2])
+    assert np.all(np.isnan(jd.floquet(orbit).stability_indices))
+
+    def rotations(t, x, args):
+        return jnp.stack([x[1], -x[0], 0.6 * x[3], -0.6 * x[2]])
+
+    energy = lambda x: x[0] ** 2 + x[1] ** 2  # noqa: E731
+    both = jd.periodic_orbit(
+        rotations,
+        [1.0, 0.0, 0.0, 0.0],
+        6.2,
+        invariants=lambda x: jnp.stack([energy(x), energy(x) ** 2]),
+    )
+    with pytest.raises(ValueError, match="`invariants`"):
+        jd.floquet(both)
+
+
 def test_three_units_with_their_casimir():
     """Every orbit of n = 3 closes; the Casimir of the guess is kept."""
     cell = jd.PoissonCell(jd.DenseSkew.random(3, key=jr.key(4)), jd.Tanh())

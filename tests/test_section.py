@@ -112,7 +112,7 @@ def test_what_diverges_or_never_crosses_is_said():
         ({"normal": [np.nan, 1.0]}, ValueError, "normal"),
         ({"normal": "x"}, ValueError, "normal"),
         ({"offset": np.inf}, ValueError, "offset"),
-        ({"offset": "here"}, ValueError, "offset"),
+        ({"offset": "here"}, TypeError, "offset"),
         ({"direction": 0.5}, ValueError, "direction"),
         ({"max_crossings": 0}, ValueError, "max_crossings"),
         ({"t1": 0.0}, ValueError, "t1"),

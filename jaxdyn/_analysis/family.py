@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from .._cell import AbstractCell
+from .._cell import AbstractCell, AntisymmetricCell
 from .._solver import Taylor
 from .._types import is_traced
 from .flow import Flow, checked_flow, positive, whole
 from .periodic import (
-    SHORTEST,
     TAYLOR_STEP,
     TOLERANCES,
     PeriodicOrbit,
     casimirs,
     conserves,
     least_squares,
+    stability_indices,
     with_tangents,
 )
 
@@ -124,7 +124,9 @@ class _Branch(eqx.Module):
         many corrections it took."""
         shoot = lambda z: self.shoot(z, before, tangent, ahead)  # noqa: E731
         start = before + ahead * tangent
-        z, jacobian, monodromy, count = least_squares(shoot, start, CORRECTIONS)
+        z, r, jacobian, monodromy, count = least_squares(shoot, start, CORRECTIONS)
+        # Undamped: along the amplitude of a small orbit any damping is large.
+        z = z - jnp.linalg.pinv(jacobian) @ r
         r = shoot(z)[0]
         _, _, rows = jnp.linalg.svd(jacobian[:-1])
         along = rows[-1] * jnp.sign(rows[-1] @ tangent)
@@ -142,9 +144,8 @@ class _Branch(eqx.Module):
         reduced = rest.T @ monodromy @ rest
         if reduced.shape[0] == 0:
             return jnp.zeros(0, np.result_type(x.dtype, np.complex64))
-        double = jnp.linalg.eigvals(reduced + jnp.linalg.inv(reduced))
-        order = jnp.lexsort((jnp.imag(double), jnp.real(double)))
-        return double[order].reshape(-1, 2).mean(1)
+        multipliers = jnp.linalg.eigvals(reduced)
+        return stability_indices(multipliers[jnp.argsort(-jnp.abs(multipliers))])
 
     def energy(self, z: Array) -> float:
         return float(self.flow.field.energy(z[:-1]))
@@ -167,9 +168,9 @@ def orbit_family(
     theorem one begins at every linear mode that is not resonant. Each orbit z = (x, ln T) is
     predicted along the tangent of the branch and corrected by Levenberg-Marquardt on the return,
     the phase, the Casimirs and the distance (Keller 1977), so that branches are followed where the
-    energy turns back. An orbit whose period jumps or falls towards 0 is refused, and the step
-    halved. Where a stability index passes +2 or -2 the orbit there is located by secants on the
-    distance.
+    energy turns back. An orbit that is further off than twice the distance asked for, as one whose
+    period jumps or falls towards 0, is refused, and the step halved. Where a stability index
+    passes +2 or -2 the orbit there is located by secants on the distance.
 
     **Arguments:**
 
@@ -194,6 +195,12 @@ def orbit_family(
         )
     if is_traced(cell):
         raise ValueError("`cell` must be concrete: how long a branch is depends on its values.")
+    if isinstance(cell, AntisymmetricCell) and cell.operator.kernel().shape[0]:
+        raise ValueError(
+            "`cell` is an AntisymmetricCell with singular W, whose orbits can be shifted along ker "
+            "W and come in more than one parameter; take PoissonCell(cell.operator, "
+            "cell.activation), which has the same orbits in z = W y + b."
+        )
     limit, most = positive("max_energy", max_energy), whole("max_orbits", max_orbits, 2)
     ds, longest = positive("step", step), positive("max_step", max_step)
     x, period = _start(cell, start)
@@ -216,6 +223,8 @@ def orbit_family(
         raise RuntimeError(
             f"`start` leads to no periodic orbit (residual {float(residual):.2g}); give another."
         )
+    if on.energy(z) >= limit:
+        raise ValueError(f"`max_energy` must be above that of `start`, {on.energy(z):g}.")
     slope = jax.grad(flow.field.energy)(z[:-1])
     tangent = tangent * jnp.where(tangent[:-1] @ slope < 0, -1.0, 1.0)
     rows = [(z, float(residual), on.indices(z, monodromy), 0.0)]
@@ -229,16 +238,15 @@ def orbit_family(
         ahead = jnp.asarray(ds, x.dtype)
         new, residual, along, monodromy, count = on.correct(z, tangent, ahead)
         turned = float(along @ tangent)
-        factor = float(jnp.exp(new[-1] - z[-1]))
-        good = float(residual) <= tol and turned > 0.8 and SHORTEST < factor < 1 / SHORTEST
-        if not good:
+        near = float(jnp.linalg.norm(new - z)) <= 2 * ds
+        if not (float(residual) <= tol and turned > 0.8 and near):
             ds *= SHRINK
             if ds < SMALLEST:
                 reason = "the branch was lost: no orbit within the smallest step"
                 break
             continue
         index = _followed(rows[-1][2], on.indices(new, monodromy))
-        found += _located(on, z, tangent, ds, rows[-1][2], index, len(rows) - 1)
+        found += _located(on, z, tangent, ds, rows[-1][2], index, len(rows) - 1, tol)
         z, tangent = new, along
         rows.append((z, float(residual), index, rows[-1][3] + ds))
         if on.energy(z) >= limit:
@@ -247,7 +255,7 @@ def orbit_family(
         if int(count) <= FEW:
             ds = min(longest, GROW * ds)
         elif int(count) >= MANY:
-            ds *= SHRINK
+            ds = max(SMALLEST, SHRINK * ds)
     if len(rows) < 2 and throw:
         raise RuntimeError(f"no family: {reason}; give another `start`, or a smaller `step`.")
     zs = jnp.stack([row[0] for row in rows])
@@ -302,7 +310,14 @@ def _followed(before: Array, now: Array) -> Array:
 
 
 def _located(
-    on: _Branch, z: Array, tangent: Array, ds: float, before: Array, after: Array, number: int
+    on: _Branch,
+    z: Array,
+    tangent: Array,
+    ds: float,
+    before: Array,
+    after: Array,
+    number: int,
+    tol: float,
 ) -> list[Bifurcation]:
     """The orbits between two members at which an index is +2 or -2."""
     out = []
@@ -315,10 +330,10 @@ def _located(
             if min(abs(low.real - edge), abs(high.real - edge)) < ON_CIRCLE:
                 continue
             a, fa, b, fb = 0.0, low.real - edge, ds, high.real - edge
-            at = z
+            at, residual, f = z, jnp.inf, jnp.inf
             for i in range(LOCATE):
                 middle = a - fa * (b - a) / (fb - fa) if i % 3 != 2 else 0.5 * (a + b)
-                at, _, _, monodromy, _ = on.correct(z, tangent, jnp.asarray(middle, z.dtype))
+                at, residual, _, monodromy, _ = on.correct(z, tangent, jnp.asarray(middle, z.dtype))
                 f = complex(_followed(before, on.indices(at, monodromy))[column]).real - edge
                 if abs(f) < 1e-9 or b - a < 1e-12:
                     break
@@ -326,7 +341,8 @@ def _located(
                     a, fa = middle, f
                 else:
                     b, fb = middle, f
-            out.append(
-                Bifurcation(kind, on.energy(at), float(jnp.exp(at[-1])), at[:-1], after=number)
-            )
+            # Columns that changed places between two members are no crossing.
+            if float(residual) <= tol and abs(f) < ON_CIRCLE:
+                period = float(jnp.exp(at[-1]))
+                out.append(Bifurcation(kind, on.energy(at), period, at[:-1], after=number))
     return out

@@ -86,16 +86,18 @@ def _gali(
     x = jnp.atleast_2d(x0).T
 
     def volume(vectors):
-        return jnp.exp(jnp.sum(orthonormal(unit(vectors))[1], axis=0))
+        volume = jnp.exp(jnp.sum(orthonormal(unit(vectors))[1], axis=0))
+        # Vectors that have become one to rounding span nothing.
+        sizes = jnp.sum(vectors**2, axis=1)
+        real = jnp.all(jnp.isfinite(sizes) & (sizes > 0), axis=0)
+        return jnp.where(real, jnp.where(jnp.isnan(volume), 0.0, volume), jnp.nan)
 
     def renew(vectors):
         return unit(vectors), None
 
     frame = random_frame(key, x, k)
     x, (_, volumes) = along(flow, x, frame, dt, schedule, renew, volume)
-    finite = jnp.all(jnp.isfinite(x), axis=0)
-    # Vectors that have become one to rounding span nothing.
-    volumes = jnp.where(jnp.isnan(volumes), 0.0, volumes)
+    finite = jnp.all(jnp.isfinite(x), axis=0) & jnp.all(jnp.isfinite(volumes), axis=0)
     values = jnp.where(finite[:, None], volumes.T, jnp.nan)
     span = schedule.rounds * schedule.every * dt
     times = span * jnp.arange(1, schedule.records + 1, dtype=x.dtype)

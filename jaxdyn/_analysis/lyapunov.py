@@ -26,7 +26,7 @@ class LyapunovSpectrum(eqx.Module):
     errors of each, what it changed by in the second half of the run, and 5 / t, below which no run
     of length t tells an exponent from 0; `times` (r,) and
     `history` (*b, r, k), the estimates up to those times; `finite` (*b), False where the trajectory
-    diverged, whose exponents are NaN.
+    diverged, whose exponents are NaN; `size`, n.
     """
 
     exponents: Float[Array, "*b k"]
@@ -34,6 +34,7 @@ class LyapunovSpectrum(eqx.Module):
     times: Float[Array, " r"]
     history: Float[Array, "*b r k"]
     finite: Bool[Array, "*b"]
+    size: int = eqx.field(static=True)
 
     @property
     def sum(self) -> Float[Array, "*b"]:
@@ -42,8 +43,9 @@ class LyapunovSpectrum(eqx.Module):
 
     @property
     def pairing(self) -> Float[Array, "*b"]:
-        """The largest |l_i + l_(n+1-i)|, 0 for a Hamiltonian or Poisson flow. Needs k = n."""
-        return jnp.max(jnp.abs(self.exponents + self.exponents[..., ::-1]), axis=-1)
+        """The largest |l_i + l_(n+1-i)|, 0 for a Hamiltonian or Poisson flow; NaN unless k = n."""
+        worst = jnp.max(jnp.abs(self.exponents + self.exponents[..., ::-1]), axis=-1)
+        return worst if self.exponents.shape[-1] == self.size else jnp.full_like(worst, jnp.nan)
 
     @property
     def zeros(self) -> Array:
@@ -77,8 +79,8 @@ def lyapunov_spectrum(
 
     - `field`: a cell, or any f(t, x, args).
     - `x0`: (n,), or (b, n) for b trajectories at once.
-    - `t1`, `dt`: how long, from time 0, and the step. The run ends at the first whole number of
-      `every` steps after t1.
+    - `t1`, `dt`: how long, from time 0, and the step. The run is t1 long or a little longer, a
+      whole number of records of equal length, 200 at most: see `.times`.
     - `k`: how many exponents, at most n; default n.
     - `solver`: for cells one of ours; default that of `simulate`. For other fields
       `jaxdyn.RK4()` or an explicit Runge-Kutta solver of diffrax, with constant steps; default
@@ -160,11 +162,12 @@ def summary(
         times=(skipped + numbers) * span,
         history=jnp.take_along_axis(history, order[:, None], axis=-1) + nan[:, None, None],
         finite=finite,
+        size=x.shape[0],
     )
     if not single:
         return out
     return LyapunovSpectrum(
-        out.exponents[0], out.error[0], out.times, out.history[0], out.finite[0]
+        out.exponents[0], out.error[0], out.times, out.history[0], out.finite[0], out.size
     )
 
 
@@ -176,8 +179,8 @@ def check_finite(finite: Bool[Array, "*b"]) -> None:
     if bad.size:
         which = "the trajectory" if finite.ndim == 0 else f"trajectories {bad[:10].tolist()}"
         raise RuntimeError(
-            f"{which} diverged; give a smaller `dt` or another solver, or throw=False for NaN "
-            "there."
+            f"{which} diverged, or tangent vectors left the range of floats; give a smaller `dt` "
+            "or `every`, or another solver, or throw=False for NaN there."
         )
 
 

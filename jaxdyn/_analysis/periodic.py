@@ -19,6 +19,8 @@ from .flow import Flow, checked_flow, positive, whole
 TAYLOR_STEP, STEPS = 0.25, 500
 # In float32 and in float64.
 TOLERANCES = (1e-4, 1e-9)
+# |l1 l2 - 1| of multipliers that are a pair, and a right angle between f and all gradients.
+PAIRED, INDEPENDENT = 1e-3, 1e-6
 # A period below this part of the guess is the collapse onto a point, where every equation holds.
 SHORTEST = 0.2
 REASONS = (
@@ -260,7 +262,7 @@ def _solved(flow, guess, period_guess, conserved, wanted, steps, tol, max_steps)
         return r, jnp.concatenate([columns, last[:, None]], axis=1), monodromy
 
     start = jnp.concatenate([guess, zero[None]])
-    z, jacobian, monodromy, _ = least_squares(shoot, start, max_steps)
+    z, _, jacobian, monodromy, _ = least_squares(shoot, start, max_steps)
     z, jacobian, monodromy = jax.lax.stop_gradient((z, jacobian, monodromy))
 
     # One more Newton step, whose derivative by all else is that of the implicit function theorem.
@@ -282,7 +284,7 @@ def _solved(flow, guess, period_guess, conserved, wanted, steps, tol, max_steps)
 
 
 def least_squares(shoot: Callable, start: Array, max_steps: int) -> tuple[Array, ...]:
-    """Levenberg-Marquardt: the best z, the two derivatives there, and how often it shot.
+    """Levenberg-Marquardt: the best z, what `shoot` says there, and how often it shot.
 
     Of our own because `shoot` is all there is to compile, and a general method has it compiled
     several times over: for residuals, for their derivative, and where it starts.
@@ -303,9 +305,11 @@ def least_squares(shoot: Callable, start: Array, max_steps: int) -> tuple[Array,
             keep(trial, z),
             jax.tree.map(keep, new, (r, jacobian, monodromy)),
         )
-        # No better and hardly damped: there is nothing left to gain but rounding.
-        settled = ~better & (damping <= 1e-9)
-        damping = jnp.where(better, damping / 100, jnp.where(settled, 1e9, damping * 10))
+        # Newton's steps square the error; one that does not, near the end, moves rounding only.
+        near = new_cost < jnp.finfo(z.dtype).eps ** 1.2
+        settled = (damping <= 1e-4) & near & (new_cost > 1e-2 * cost)
+        settled |= ~better & (damping <= 1e-9)
+        damping = jnp.where(settled, 1e9, jnp.where(better, damping / 100, damping * 10))
         columns = jnp.concatenate([jacobian, jnp.sqrt(damping) * jnp.eye(z.size, dtype=z.dtype)])
         wanted = jnp.concatenate([-r, jnp.zeros_like(z)])
         step = jnp.linalg.lstsq(columns, wanted)[0]
@@ -315,16 +319,17 @@ def least_squares(shoot: Callable, start: Array, max_steps: int) -> tuple[Array,
     infinite = jnp.full((), jnp.inf, start.dtype)
     damping = jnp.full((), 1e-3, start.dtype)
     state = (start, start, infinite, damping, jnp.asarray(0), *zeros)
-    _, z, _, _, done, _, jacobian, monodromy = jax.lax.while_loop(over, improve, state)
-    return z, jacobian, monodromy, done
+    _, z, _, _, done, r, jacobian, monodromy = jax.lax.while_loop(over, improve, state)
+    return z, r, jacobian, monodromy, done
 
 
 class FloquetMultipliers(eqx.Module):
     r"""What becomes of small deviations from an orbit in one period.
 
     `multipliers` (p,), the eigenvalues of the monodromy without the trivial ones, by falling size;
-    `stability_indices` (p // 2,), $\lambda + 1 / \lambda$ of each pair, real between -2 and 2 where
-    the orbit is stable, for orbits of conservative flows (else empty); `trivial`, how many
+    `stability_indices` (p // 2,), $\lambda + 1 / \lambda$ of each pair $(\lambda, 1 / \lambda)$,
+    real between -2 and 2 where the orbit is stable, for flows that conserve something (else empty;
+    NaN where multipliers come in no such pairs); `trivial`, how many
     eigenvalues are 1 for reasons of structure: one for the direction of the flow, and for each
     conserved quantity one more that belongs to it.
     """
@@ -345,9 +350,11 @@ def floquet(orbit: Any) -> FloquetMultipliers:
     The monodromy M leaves f fixed, $M f = f$, and the gradient g of a conserved quantity, $g^T M =
     g^T$. Those eigenvalues 1 come as Jordan pairs, which rounding splits by $\sqrt\epsilon$; so
     they are not searched for but taken out: what is left is M on the states orthogonal to all g,
-    modulo f.
+    modulo f. (An AntisymmetricCell with singular W keeps a multiplier 1 for every direction of ker
+    W, along which its orbits can be shifted.)
 
-    **Raises:** TypeError when `orbit` is no periodic orbit; ValueError when it did not converge.
+    **Raises:** TypeError when `orbit` is no periodic orbit; ValueError when it did not converge,
+    or its `invariants` depend on each other at `x`.
     """
     if not isinstance(orbit, PeriodicOrbit):
         raise TypeError(f"`orbit` must be what periodic_orbit returned, got {orbit!r}.")
@@ -356,19 +363,40 @@ def floquet(orbit: Any) -> FloquetMultipliers:
     rate = orbit.flow.rate(jnp.zeros((), orbit.x.dtype), orbit.x)
     trivial = jnp.concatenate([rate[None], orbit.normals])
     taken = trivial.shape[0]
+    if not is_traced(trivial):
+        rows = trivial / jnp.maximum(jnp.linalg.norm(trivial, axis=1), 1e-300)[:, None]
+        if taken > orbit.x.size or float(jnp.linalg.svd(rows)[1][-1]) < INDEPENDENT:
+            raise ValueError(
+                "`orbit`: the gradients of its `invariants` depend on each other, or vanish; give "
+                "periodic_orbit only invariants that are independent on the orbit."
+            )
     # The last rows of an orthogonal matrix whose first ones span the trivial directions.
     q, _ = jnp.linalg.qr(trivial.T, mode="complete")
     rest = q[:, taken:]
     reduced = rest.T @ orbit.monodromy @ rest
     multipliers = jnp.linalg.eigvals(reduced)
     multipliers = multipliers[jnp.argsort(-jnp.abs(multipliers))]
-    conservative = orbit.normals.shape[0] > 0 and multipliers.size % 2 == 0
-    if conservative and multipliers.size:
-        # M + M^-1 has each index twice.
-        double = jnp.linalg.eigvals(reduced + jnp.linalg.inv(reduced))
-        order = jnp.lexsort((jnp.imag(double), jnp.real(double)))
-        indices = double[order].reshape(-1, 2).mean(1)[::-1]
+    if orbit.normals.shape[0] > 0 and multipliers.size % 2 == 0:
+        indices = stability_indices(multipliers)
     else:
         indices = jnp.zeros(0, multipliers.dtype)
-    # Each conserved quantity pairs with a direction along the family of orbits.
     return FloquetMultipliers(multipliers, indices, trivial=taken)
+
+
+def stability_indices(multipliers: Complex[Array, " p"]) -> Complex[Array, " h"]:
+    """lambda + 1 / lambda of pairs (lambda, 1 / lambda), p even, sorted by size before; NaN where
+    they are no pairs."""
+    p = multipliers.size
+    missed = jnp.abs(multipliers[:, None] * multipliers[None, :] - 1)
+    missed = jnp.where(jnp.eye(p, dtype=bool), jnp.inf, missed)
+    each = multipliers + 1 / multipliers
+    out, free = [], jnp.ones(p, bool)
+    for _ in range(p // 2):
+        # The largest that is left, whose reciprocal is the best known.
+        first = jnp.argmax(free)
+        among = jnp.where(free, missed[first], jnp.inf)
+        second = jnp.argmin(among)
+        pair = (each[first] + each[second]) / 2
+        out.append(jnp.where(among[second] < PAIRED, pair, jnp.nan))
+        free = free.at[first].set(False).at[second].set(False)
+    return jnp.stack(out) if out else jnp.zeros(0, multipliers.dtype)

@@ -60,7 +60,7 @@ class Analysis:
         tones = self.tones
         return {
             "units": self.cell.size,
-            "t1": self.t1,
+            "t1": float(self.spectrum.times[-1]),
             "x0": np.asarray(self.x0).tolist(),
             "energy": float(self.energies[0]),
             "energy_drift": float(np.max(np.abs(self.energies / self.energies[0] - 1))),

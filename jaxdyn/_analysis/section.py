@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from .._simulate import check_number
 from .._solver import Taylor
 from .._types import is_traced
 from .flow import checked_flow, positive, step_count, whole
@@ -71,9 +72,7 @@ def poincare_section(
     t1, dt = positive("t1", t1), positive("dt", dt)
     n = x0.shape[-1]
     normal = _normal(normal, n, x0.dtype)
-    if not is_traced(offset):
-        if isinstance(offset, str | bool) or np.ndim(offset) or not np.isfinite(float(offset)):
-            raise ValueError(f"`offset` must be a finite number, got {offset!r}.")
+    check_number("offset", offset, "a finite number")
     if direction not in (1, -1, 0):
         raise ValueError(f"`direction` must be 1, -1 or 0 for both, got {direction!r}.")
     most = whole("max_crossings", max_crossings, 1)

@@ -24,10 +24,10 @@ class Schedule(eqx.Module):
 
     @staticmethod
     def of(steps: int, every: int, records: int) -> "Schedule":
-        """At least `steps` steps, and as many records, if there are rounds enough."""
+        """At least `steps` steps, hardly more, in about as many records, if there are rounds."""
         rounds = -(-steps // every)
-        records = min(records, rounds)
-        return Schedule(records, -(-rounds // records), every)
+        each = -(-rounds // records)
+        return Schedule(-(-rounds // each), each, every)
 
     @property
     def steps(self) -> int:

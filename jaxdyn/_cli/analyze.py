@@ -83,7 +83,9 @@ class Analyze:
             with contextlib.ExitStack() as stack:
                 files = {
                     "report.html": _page(record, pictures).encode(),
-                    "analysis.json": (json.dumps(record, indent=2) + "\n").encode(),
+                    "analysis.json": (
+                        json.dumps(record, indent=2, allow_nan=False) + "\n"
+                    ).encode(),
                     **pictures,
                 }
                 for name, content in files.items():
@@ -118,7 +120,9 @@ class Analyze:
                 raise UsageError(f"{self.model}: {reason(error)}; {cure}.") from error
             energy = 1.0
         if isinstance(cell, jd.Oscillator):
-            return cell if self.energy is None else cell.at_energy(self.energy)
+            if not float(cell.energy()) > 0:
+                raise UsageError(f"{self.model}: starts at rest; nothing of it moves.")
+            return cell if self.energy is None else self.at_energy(cell, self.energy)
         if isinstance(cell, jd.EncodedOscillator):
             cell = cell.cell
         if not isinstance(cell, jd.AbstractCell):
@@ -126,10 +130,13 @@ class Analyze:
         if cell.input_matrix is not None:
             raise UsageError(f"{self.model}: a driven cell; analyze needs one without input.")
         direction = jr.normal(jr.key(self.seed), (cell.size,))
+        return self.at_energy(jd.Oscillator(direction, cell), self.energy or energy)
+
+    def at_energy(self, oscillator: Any, energy: float) -> Any:
         try:
-            return jd.Oscillator(direction, cell).at_energy(self.energy or energy)
+            return oscillator.at_energy(energy)
         except ValueError as error:
-            raise UsageError(in_options(error, {"energy": f"--energy {self.energy}"})) from error
+            raise UsageError(in_options(error, {"energy": f"--energy {energy:g}"})) from error
 
 
 def _example(name: str) -> tuple[Any, float]:

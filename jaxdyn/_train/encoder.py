@@ -199,8 +199,10 @@ def fit_encoder(
       many as it sees.
     - `units`: n; `hidden`: the width of the encoder.
     - `steps`, `batch`: of training, and windows in each.
-    - `validation`: the fraction of each signal's windows, its last ones, that the encoder is not
-      trained on but judged by, in [0, 1); 0 keeps what training ends with.
+    - `validation`: the last part of each signal, a fraction in [0, 1), whose forecasts the encoder
+      is not trained on but judged by (the dynamics are fitted to it all the same); signals too
+      short to be cut are trained on whole, and with none that is not, or 0, what training ends with
+      is kept.
     - `start`: the oscillator to start from, of these channels; default: `jaxdyn.fit` of the signal
       with the largest variance.
     - `key`: a JAX random key; the same key gives the same result.
@@ -208,7 +210,8 @@ def fit_encoder(
 
     **Returns:** an [`jaxdyn.EncodedOscillator`][].
 
-    **Raises:** ValueError or TypeError that names the argument.
+    **Raises:** ValueError or TypeError that names the argument; RuntimeError when forecasts diverge
+    throughout.
     """
     given = _checked_signals(signals, dt)
     m, step = given[0].n_channels, given[0].dt
@@ -401,15 +404,28 @@ def _informed(
 def _windows(
     model: EncodedOscillator, given: list[Signal], length: int, validation: float
 ) -> tuple[Float[Array, "w t m"], Float[Array, "v t m"]]:
-    """Windows of all signals to train on, and the last ones of each to judge by."""
+    """Windows of all signals to train on, and those whose forecast lies in the last part of each,
+    to judge by; a signal too short for both has the former only."""
+    stride = max(1, model.context // 8)
+
+    def cut(values: np.ndarray) -> np.ndarray:
+        if len(values) < length:
+            return np.zeros((0, length, values.shape[1]))
+        windows = np.lib.stride_tricks.sliding_window_view(values, length, axis=0)
+        return windows.swapaxes(1, 2)[::stride]
+
     training, judging = [], []
     for signal in given:
-        windows = np.lib.stride_tricks.sliding_window_view(_standard(model, signal), length, axis=0)
-        windows = windows.swapaxes(1, 2)[:: max(1, model.context // 8)]
-        held = int(validation * len(windows))
-        training.append(windows[: len(windows) - held])
-        judging.append(windows[len(windows) - held :])
-    return jnp.asarray(np.concatenate(training)), jnp.asarray(np.concatenate(judging))
+        values = _standard(model, signal)
+        known = len(values) - round(validation * len(values))
+        ahead = cut(values[max(0, known - model.context) :])
+        if validation == 0 or known < length or not len(ahead):
+            training.append(cut(values))
+            continue
+        training.append(cut(values[:known]))
+        judging.append(ahead)
+    judged = np.concatenate(judging) if judging else training[0][:0]
+    return jnp.asarray(np.concatenate(training)), jnp.asarray(judged)
 
 
 def _trained(
@@ -439,19 +455,29 @@ def _trained(
 
         bar = tqdm(total=rounds * ROUND, desc="encoder", unit="step")
     judged = judging.shape[0] > 0
-    best, lowest = params, float(_error(params, static, judging)) if judged else math.inf
+    best, lowest = params, _score(params, static, judging) if judged else math.inf
     for key_round in jr.split(key, rounds):
         keys = jr.split(key_round, ROUND)
         params, state, losses = _round(params, static, optimiser, state, windows, keys, batch)
-        score = float(_error(params, static, judging)) if judged else -math.inf
-        if score < lowest or not judged:
+        score = _score(params, static, judging) if judged else -math.inf
+        if score <= lowest or not judged:
             best, lowest = params, score
         if bar is not None:
             bar.update(ROUND)
             bar.set_postfix_str(f"loss {float(jnp.mean(losses)):.2e}")
     if bar is not None:
         bar.close()
+    if judged and not math.isfinite(lowest):
+        raise RuntimeError(
+            "the encoder's forecasts diverged throughout; give start=... with smaller energies, or "
+            "more `context`."
+        )
     return eqx.combine(best, static)
+
+
+def _score(params: Any, static: Any, windows: Array) -> float:
+    error = float(_error(params, static, windows))
+    return error if math.isfinite(error) else math.inf
 
 
 @eqx.filter_jit

@@ -297,8 +297,11 @@ class Frequency(AbstractLoss):
     def residuals(self, run: Run, variables: Any) -> Float[Array, " r"]:
         assert self.omega is not None, "prepared() fills it in"
         omega = jnp.asarray(self.omega, run.outputs.dtype)
-        counted = jnp.sum(run.weights, axis=1)
-        fraction = run.times / jnp.max(jnp.where(counted > 0, run.times, 0.0))
+        counted = jnp.sum(run.weights, axis=1) > 0
+        last = jnp.max(jnp.where(counted, run.times, 0.0))
+        first = jnp.min(jnp.where(counted, run.times, last))
+        span = jnp.where(last > first, last - first, 1.0)
+        fraction = (run.times - first) / span
 
         def demodulated(start):
             inside = (fraction >= start) & (fraction <= start + 0.5)
@@ -312,8 +315,7 @@ class Frequency(AbstractLoss):
         real, imag = jnp.sum(c0 * c1 + s0 * s1, axis=1), jnp.sum(s0 * c1 - c0 * s1, axis=1)
         silent = real**2 + imag**2 == 0
         angle = jnp.arctan2(jnp.where(silent, 0.0, imag), jnp.where(silent, 1.0, real))
-        distance = run.times[-1] / jnp.max(fraction) / 2
-        return angle / (omega * distance * omega.size**0.5)
+        return angle / (omega * (span / 2) * omega.size**0.5)
 
 
 class Energy(AbstractLoss):
@@ -336,7 +338,8 @@ class Energy(AbstractLoss):
     def residuals(self, run: Run, variables: Any) -> Float[Array, " r"]:
         energies = jax.vmap(run.cell.energy)(run.states)
         wanted = energies[0] if self.energy is None else self.energy
-        return (energies / wanted - 1) / energies.size**0.5
+        counted = (jnp.sum(run.weights, axis=1) > 0).astype(energies.dtype)
+        return counted * (energies / wanted - 1) / jnp.maximum(jnp.sum(counted), 1.0) ** 0.5
 
 
 class Huber(AbstractLoss):
