@@ -71,6 +71,7 @@ from ._solver import Yoshida6 as Yoshida6
 
 if _TYPE_CHECKING:
     from ._analysis import Bifurcation as Bifurcation
+    from ._analysis import CycleFamily as CycleFamily
     from ._analysis import FixedPoints as FixedPoints
     from ._analysis import FloquetMultipliers as FloquetMultipliers
     from ._analysis import Frequencies as Frequencies
@@ -81,6 +82,7 @@ if _TYPE_CHECKING:
     from ._analysis import PeriodicOrbit as PeriodicOrbit
     from ._analysis import PoincareSection as PoincareSection
     from ._analysis import PowerSpectrum as PowerSpectrum
+    from ._analysis import cycle_family as cycle_family
     from ._analysis import fixed_points as fixed_points
     from ._analysis import floquet as floquet
     from ._analysis import frequencies as frequencies
@@ -112,6 +114,8 @@ __version__ = "0.1.0"
 _ROOMS = {
     "_analysis": (
         "Bifurcation",
+        "cycle_family",
+        "CycleFamily",
         "fixed_points",
         "FixedPoints",
         "floquet",

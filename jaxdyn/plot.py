@@ -4,6 +4,7 @@ matplotlib is imported when something is drawn, not before. The colours are thos
 (Color Universal Design, 2008), which colour-blind readers can tell apart.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import diffrax
@@ -19,6 +20,14 @@ COLORS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 GREY = "#8A8A8A"
 
 TIME_LABEL = "time (model units)"
+MARKS = {
+    "fold": "s",
+    "fold or branch": "s",
+    "branch point": "D",
+    "period doubling": "^",
+    "torus": "o",
+    "Hopf": "*",
+}
 # Channels that one pair of axes has room for.
 MOST_CHANNELS = 6
 
@@ -210,6 +219,84 @@ def fit(fit: Any, *, ax: Any = None) -> Any:
     ax.legend(
         loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, borderaxespad=0.2
     )
+    return ax
+
+
+def family(family: Any, *, unit: int | None = None, ax: Any = None, **line: Any) -> Any:
+    """A branch of periodic orbits, solid where they are stable and dashed where they are not, with
+    a mark and a legend for each kind of bifurcation on it.
+
+    **Arguments:**
+
+    - `family`: what `jaxdyn.orbit_family` returned, drawn as period over energy, or
+      `jaxdyn.cycle_family`, drawn over its parameter.
+    - `unit`: for limit cycles, the unit whose lowest and highest value are drawn instead of the
+      period.
+    - `ax`: matplotlib axes, or None for new ones; `line`: passed to `ax.plot`.
+
+    **Returns:** the axes.
+
+    **Raises:** TypeError for another `family`; ValueError for a `unit` that it does not have.
+    """
+    from ._analysis import CycleFamily, OrbitFamily
+
+    if not isinstance(family, CycleFamily | OrbitFamily):
+        raise TypeError(
+            "`family` must be what jaxdyn.orbit_family or jaxdyn.cycle_family returned, got "
+            f"{type(family).__name__}."
+        )
+    cycles = isinstance(family, CycleFamily)
+    curves = (family.period,)
+    if unit is not None and cycles and 0 <= unit < family.x.shape[1]:
+        curves = (family.lowest[:, unit], family.highest[:, unit])
+    elif unit is not None:
+        raise ValueError(
+            f"`unit` must be one of the units of a CycleFamily, or None for the period; got {unit}."
+        )
+    along = np.asarray(family.parameter if cycles else family.energy)
+    stable = np.asarray(family.stable)
+    ax = _axes(ax)
+    for values in map(np.asarray, curves):
+        at, height, solid = list(along), list(values), list(stable)
+        marked = []
+        # From the last one on, so that what is inserted moves nothing that is still to come.
+        for point in sorted(family.bifurcations, key=lambda p: -p.after):
+            near = [i for i in (point.after, point.after + 1) if 0 <= i < len(along)]
+            apart = np.abs(along[near] - point.at)
+            weights = apart[::-1] / apart.sum() if apart.sum() > 0 else np.full(len(near), 0.5)
+            y = float(weights @ values[near])
+            if unit is None:
+                y = point.period
+            elif point.kind == "Hopf":
+                y = float(point.x[unit])
+            at.insert(point.after + 1, point.at)
+            height.insert(point.after + 1, y)
+            solid.insert(point.after + 1, None)
+            marked.append((point, y))
+        # A piece between two orbits is as stable as the one of them that is no bifurcation.
+        pieces = [b if a is None else a if b is None else a and b for a, b in pairwise(solid)]
+        start = 0
+        for i in range(1, len(pieces) + 1):
+            if i == len(pieces) or pieces[i] != pieces[start]:
+                style = {"color": BLUE, "linewidth": 1.4} | line
+                dashes = "-" if pieces[start] else "--"
+                ax.plot(at[start : i + 1], height[start : i + 1], linestyle=dashes, **style)
+                start = i
+        for point, y in marked:
+            named = point.kind not in ax.get_legend_handles_labels()[1]
+            ax.plot(
+                point.at,
+                y,
+                MARKS[point.kind],
+                color=VERMILLION,
+                markersize=6,
+                zorder=3,
+                label=point.kind if named else None,
+            )
+    ax.set_xlabel("parameter" if cycles else "energy $H$")
+    ax.set_ylabel("period (model units)" if unit is None else rf"range of $x_{{{unit + 1}}}$")
+    if family.bifurcations:
+        ax.legend(frameon=False)
     return ax
 
 

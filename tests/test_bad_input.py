@@ -541,6 +541,11 @@ def cross(**options):
     return chaos(jd.poincare_section, **{"normal": 0, **options})
 
 
+def shells(**change):
+    given = {"start": X, "parameter": 1.0, "between": (0.0, 2.0)} | change
+    return jd.cycle_family(lambda p: SHELL, **given)
+
+
 def close(x=X, period=6.0, **options):
     return jd.periodic_orbit(CELL, x, period, **options)
 
@@ -560,6 +565,14 @@ ANALYSIS = [
     ("periodic_orbit", "period", lambda: close(period=-1.0), V, "`period_guess`", "> 0"),
     ("periodic_orbit", "short", lambda: close(period=0.01), R, "no periodic orbit", "nearer"),
     ("floquet", "a state", lambda: jd.floquet(X), T, "`orbit`", "periodic_orbit"),
+    (
+        "cycle_family",
+        "start",
+        lambda: jd.cycle_family(lambda p: SHELL, 0, 1.0, between=(0.0, 2.0)),
+        T,
+        "`start`",
+        "periodic_orbit",
+    ),
     ("orbit_family", "start", lambda: jd.orbit_family(CELL, 1), V, "`start`", "a mode from 0 to 0"),
     ("orbit_family", "cell", lambda: jd.orbit_family(SHELL, 0), V, "`cell`", "neither driven"),
     ("poincare_section", "normal", lambda: cross(normal=3), V, "`normal`", "below 3"),
@@ -715,7 +728,7 @@ def test_every_public_name_has_a_case():
     }
     made = {"EncodedOscillator", "Progress", "LyapunovSpectrum", "Indicator", "PeriodicOrbit"}
     made |= {"FloquetMultipliers", "PoincareSection", "Frequencies", "PowerSpectrum"}
-    made |= {"FrequencyMap", "FixedPoints", "OrbitFamily", "Bifurcation"}
+    made |= {"FrequencyMap", "FixedPoints", "OrbitFamily", "CycleFamily", "Bifurcation"}
     assert public - {case.subject for case in REFUSED} == made
 
 

@@ -54,16 +54,16 @@ def test_it_crosses_a_bifurcation_and_never_falls_onto_no_time(branch):
     assert np.all(np.abs(np.diff(np.log(periods))) < 0.5) and periods.min() > 1.0
     assert np.max(np.asarray(family.residual)) < 1e-9
     assert len(family.bifurcations) == 1
-    assert family.bifurcations[0].energy == pytest.approx(1.7559, abs=1e-3)
+    assert family.bifurcations[0].at == pytest.approx(1.7559, abs=1e-3)
     for point in family.bifurcations:
         assert point.kind in ("fold or branch", "period doubling")
         edge = 2.0 if point.kind == "fold or branch" else -2.0
-        orbit = jd.periodic_orbit(cell, point.x, point.period, energy=point.energy)
+        orbit = jd.periodic_orbit(cell, point.x, point.period, energy=point.at)
         index = np.asarray(jd.floquet(orbit).stability_indices)
         assert np.min(np.abs(index - edge)) < 1e-5
         before, after = point.after, point.after + 1
         inside = sorted([float(family.energy[before]), float(family.energy[after])])
-        assert inside[0] - 1e-9 <= point.energy <= inside[1] + 1e-9
+        assert inside[0] - 1e-9 <= point.at <= inside[1] + 1e-9
     # Stability changes hands there, and only there.
     assert bool(family.stable[0]) and not np.all(family.stable)
 

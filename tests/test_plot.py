@@ -177,3 +177,41 @@ def test_level_sets_need_two_units():
     cell = jd.PoissonCell(jd.BlockSkew(jnp.ones(2)), jd.Tanh())
     with pytest.raises(ValueError, match="two units"):
         plot.level_sets(cell)
+
+
+def test_family_is_solid_where_stable_and_marks_bifurcations():
+    at = jnp.arange(5.0)
+    flip = jd.Bifurcation("period doubling", 1.5, 2.6, jnp.zeros(2), after=1)
+    hopf = jd.Bifurcation("Hopf", -0.5, 0.9, jnp.array([0.0, 7.0]), after=-1)
+    cycles = jd.CycleFamily(
+        parameter=at,
+        period=at + 1,
+        x=jnp.zeros((5, 2)),
+        lowest=-jnp.stack([at, at], 1),
+        highest=jnp.stack([at, at], 1),
+        multipliers=jnp.array([0.5, 0.9, -1.2, -1.3, -1.4], complex)[:, None],
+        residual=at,
+        arclength=at,
+        bifurcations=(hopf, flip),
+        reasons=("", ""),
+    )
+    ax = plot.family(cycles)
+    solid, dashed, *marks = ax.lines
+    np.testing.assert_allclose(solid.get_xydata(), [[-0.5, 0.9], [0, 1], [1, 2], [1.5, 2.6]])
+    np.testing.assert_allclose(dashed.get_xydata(), [[1.5, 2.6], [2, 3], [3, 4], [4, 5]])
+    assert (solid.get_linestyle(), dashed.get_linestyle()) == ("-", "--")
+    assert {m.get_label() for m in marks} == {"Hopf", "period doubling"}
+    _, ax = plt.subplots()
+    assert plot.family(cycles, unit=1, ax=ax) is ax
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[-0.5, 7], [0, 0], [1, -1], [1.5, -1.5]])
+    assert len(ax.get_legend().get_texts()) == 2
+
+    orbits = jd.OrbitFamily(at, at, at[:, None], at, jnp.ones((5, 1), complex), at, (), "")
+    ax = plot.family(orbits, color="k")
+    assert len(ax.lines) == 1 and ax.get_legend() is None and "energy" in ax.get_xlabel()
+    with pytest.raises(ValueError, match="`unit`"):
+        plot.family(orbits, unit=0)
+    with pytest.raises(ValueError, match="`unit`"):
+        plot.family(cycles, unit=2)
+    with pytest.raises(TypeError, match="`family`"):
+        plot.family(at)

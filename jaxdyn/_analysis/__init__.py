@@ -1,4 +1,6 @@
-from .family import Bifurcation as Bifurcation
+from .branch import Bifurcation as Bifurcation
+from .cycles import CycleFamily as CycleFamily
+from .cycles import cycle_family as cycle_family
 from .family import OrbitFamily as OrbitFamily
 from .family import orbit_family as orbit_family
 from .fixed_points import FixedPoints as FixedPoints

@@ -12,41 +12,21 @@ from jaxtyping import Array, Complex, Float
 from .._cell import AbstractCell, AntisymmetricCell
 from .._solver import Taylor
 from .._types import is_traced
-from .flow import Flow, checked_flow, positive, whole
+from .branch import LOST, Bifurcation, Branch, Member, follow, locate
+from .flow import checked_flow, positive, whole
 from .periodic import (
-    TAYLOR_STEP,
+    STEPS,
     TOLERANCES,
     PeriodicOrbit,
-    casimirs,
     conserves,
-    least_squares,
+    linear_invariants,
     stability_indices,
-    with_tangents,
 )
 
 # A family starts where its mode is linear to six digits: H = 1e-6.
 FIRST_ENERGY = 1e-6
-# A step that needs so few corrections may grow, one that needs so many shrinks.
-FEW, MANY = 4, 9
-GROW, SHRINK, SMALLEST = 1.4, 0.5, 1e-6
-CORRECTIONS = 12
-LOCATE = 40
 # |index| - 2 below this is rounding: the monodromy's own, magnified by the pair's Jordan block.
 ON_CIRCLE = 1e-6
-
-
-class Bifurcation(eqx.Module):
-    """Where a stability index passes +2 (`kind` "fold or branch": a multiplier pair meets at 1) or
-    -2 ("period doubling": at -1), between two members of a family.
-
-    `energy`, `period` and a state `x` (n,) of the orbit there; `after`, the member before it.
-    """
-
-    kind: str = eqx.field(static=True)
-    energy: float = eqx.field(static=True)
-    period: float = eqx.field(static=True)
-    x: Float[Array, " n"]
-    after: int = eqx.field(static=True)
 
 
 class OrbitFamily(eqx.Module):
@@ -85,70 +65,6 @@ class OrbitFamily(eqx.Module):
             head = (self.energy[i], self.period[i], self.arclength[i], self.residual[i])
             rows.append(",".join(repr(float(v)) for v in (*head, *parts)))
         return "\n".join(rows) + "\n"
-
-
-class _Branch(eqx.Module):
-    """One step of the continuation in z = (x, ln T), compiled once for a number of steps."""
-
-    flow: Flow
-    kernel: Float[Array, "d n"]
-    steps: int = eqx.field(static=True)
-
-    def shoot(self, z: Array, before: Array, tangent: Array, ahead: Array) -> tuple[Array, ...]:
-        """Return, phase against the orbit `before`, Casimirs, and distance along the tangent; their
-        derivative by z, and the monodromy."""
-        x, period = z[:-1], jnp.exp(z[-1])
-        n, zero = x.size, jnp.zeros((), x.dtype)
-        at, monodromy = with_tangents(self.flow, x, period, self.steps)
-        rate = self.flow.rate(zero, before[:-1])
-        rate = rate / jnp.linalg.norm(rate)
-        moved = z - before
-        r = jnp.concatenate(
-            [
-                at - x,
-                (rate @ moved[:-1])[None],
-                self.kernel @ moved[:-1],
-                (tangent @ moved - ahead)[None],
-            ]
-        )
-        column = jnp.zeros_like(z)
-        left = jnp.concatenate([monodromy - jnp.eye(n, dtype=z.dtype), rate[None], self.kernel])
-        right = jnp.zeros(left.shape[0], z.dtype).at[:n].set(period * self.flow.rate(zero, at))
-        jacobian = jnp.concatenate([left, right[:, None]], axis=1)
-        jacobian = jnp.concatenate([jacobian, (column + tangent)[None]])
-        return r, jacobian, monodromy
-
-    @eqx.filter_jit
-    def correct(self, before: Array, tangent: Array, ahead: Array) -> tuple[Array, ...]:
-        """The orbit at the distance `ahead`, how far off it is, its tangent, its monodromy, and how
-        many corrections it took."""
-        shoot = lambda z: self.shoot(z, before, tangent, ahead)  # noqa: E731
-        start = before + ahead * tangent
-        z, r, jacobian, monodromy, count = least_squares(shoot, start, CORRECTIONS)
-        # Undamped: along the amplitude of a small orbit any damping is large.
-        z = z - jnp.linalg.pinv(jacobian) @ r
-        r = shoot(z)[0]
-        _, _, rows = jnp.linalg.svd(jacobian[:-1])
-        along = rows[-1] * jnp.sign(rows[-1] @ tangent)
-        return z, jnp.max(jnp.abs(r[: z.size - 1])), along, monodromy, count
-
-    @eqx.filter_jit
-    def indices(self, z: Array, monodromy: Array) -> Complex[Array, " h"]:
-        """lambda + 1 / lambda of the pairs that are not trivial."""
-        x = z[:-1]
-        rate = self.flow.rate(jnp.zeros((), x.dtype), x)
-        slope = jax.grad(self.flow.field.energy)(x)
-        taken = jnp.concatenate([rate[None], slope[None], self.kernel])
-        q, _ = jnp.linalg.qr(taken.T, mode="complete")
-        rest = q[:, taken.shape[0] :]
-        reduced = rest.T @ monodromy @ rest
-        if reduced.shape[0] == 0:
-            return jnp.zeros(0, np.result_type(x.dtype, np.complex64))
-        multipliers = jnp.linalg.eigvals(reduced)
-        return stability_indices(multipliers[jnp.argsort(-jnp.abs(multipliers))])
-
-    def energy(self, z: Array) -> float:
-        return float(self.flow.field.energy(z[:-1]))
 
 
 def orbit_family(
@@ -206,69 +122,77 @@ def orbit_family(
     x, period = _start(cell, start)
     flow, x = checked_flow(cell, x, None, None, exact=Taylor(16))
     tol = TOLERANCES[x.dtype == jnp.float64] if tol is None else positive("tol", tol)
-    kernel = casimirs(flow.field, x)
-    norm = float(np.max(np.asarray(cell.operator.frequencies())))
-
-    def branch(period: float) -> _Branch:
-        """With steps that are exact for orbits up to twice as long, so that few are compiled."""
-        needed = period * norm / (TAYLOR_STEP if isinstance(flow.solver, Taylor) else 0.02)
-        return _Branch(flow, kernel, 2 ** math.ceil(math.log2(max(16.0, needed))))
-
-    on = branch(period)
+    rows = linear_invariants(flow.field, x)
+    branch = Branch(
+        _One(flow.field), flow.solver, None, rows, jnp.zeros((), x.dtype), jnp.asarray(STEPS)
+    )
     z = jnp.append(x, jnp.asarray(math.log(period), x.dtype))
     # The tangent of a family at its start is along the amplitude.
     tangent = jnp.append(x, jnp.zeros((), x.dtype)) / jnp.linalg.norm(x)
-    z, residual, tangent, monodromy, _ = on.correct(z, tangent, jnp.zeros((), x.dtype))
-    if not float(residual) <= tol:
+    branch = branch.suited(z)
+    first, _ = branch.correct(Member(z, 0.0, tangent, jnp.eye(x.size), 0.0), 0.0)
+    if not first.residual <= tol:
         raise RuntimeError(
-            f"`start` leads to no periodic orbit (residual {float(residual):.2g}); give another."
+            f"`start` leads to no periodic orbit (residual {first.residual:.2g}); give another."
         )
-    if on.energy(z) >= limit:
-        raise ValueError(f"`max_energy` must be above that of `start`, {on.energy(z):g}.")
-    slope = jax.grad(flow.field.energy)(z[:-1])
-    tangent = tangent * jnp.where(tangent[:-1] @ slope < 0, -1.0, 1.0)
-    rows = [(z, float(residual), on.indices(z, monodromy), 0.0)]
-    found: list[Bifurcation] = []
-    reason = f"max_orbits = {most} reached"
+
+    def energy(member: Member) -> float:
+        return float(flow.field.energy(branch.x(member.z)))
+
+    def indices(member: Member) -> np.ndarray:
+        normals = jax.grad(flow.field.energy)(branch.x(member.z))[None]
+        return np.asarray(stability_indices(branch.multipliers(member, normals)))
+
+    if energy(first) >= limit:
+        raise ValueError(f"`max_energy` must be above that of `start`, {energy(first):g}.")
+    slope = jax.grad(flow.field.energy)(branch.x(first.z))
+    if float(first.tangent[:-1] @ slope) < 0:
+        first = first._replace(tangent=-first.tangent)
+    members, index, found, reason = [first], [indices(first)], [], LOST
     # A first step no longer than the orbit is wide.
-    ds = min(ds, 0.5 * float(jnp.linalg.norm(z[:-1])))
-    while len(rows) < most:
-        wanted = branch(float(jnp.exp(z[-1])))
-        on = wanted if wanted.steps > on.steps else on
-        ahead = jnp.asarray(ds, x.dtype)
-        new, residual, along, monodromy, count = on.correct(z, tangent, ahead)
-        turned = float(along @ tangent)
-        near = float(jnp.linalg.norm(new - z)) <= 2 * ds
-        if not (float(residual) <= tol and turned > 0.8 and near):
-            ds *= SHRINK
-            if ds < SMALLEST:
-                reason = "the branch was lost: no orbit within the smallest step"
-                break
-            continue
-        index = _followed(rows[-1][2], on.indices(new, monodromy))
-        found += _located(on, z, tangent, ds, rows[-1][2], index, len(rows) - 1, tol)
-        z, tangent = new, along
-        rows.append((z, float(residual), index, rows[-1][3] + ds))
-        if on.energy(z) >= limit:
+    ds = min(ds, 0.5 * float(jnp.linalg.norm(branch.x(first.z))))
+    for on, member in follow(branch, first, ds, longest, tol):
+        before, after = index[-1], _followed(index[-1], indices(member))
+        for column, kind, edge in _crossed(before, after):
+
+            def beyond(member: Member, before=before, column=column, edge=edge) -> float:
+                return complex(_followed(before, indices(member))[column]).real - edge
+
+            at = locate(on, members[-1], member, beyond, tol)
+            # Columns that changed places between two members are no crossing.
+            if at is not None and abs(beyond(at)) < ON_CIRCLE:
+                x, T = on.x(at.z), on.period(at.z)
+                found.append(Bifurcation(kind, energy(at), T, x, after=len(members) - 1))
+        members.append(member)
+        index.append(after)
+        if energy(member) >= limit:
             reason = f"max_energy = {limit:g} reached"
             break
-        if int(count) <= FEW:
-            ds = min(longest, GROW * ds)
-        elif int(count) >= MANY:
-            ds = max(SMALLEST, SHRINK * ds)
-    if len(rows) < 2 and throw:
+        if len(members) == most:
+            reason = f"max_orbits = {most} reached"
+            break
+    if len(members) < 2 and throw:
         raise RuntimeError(f"no family: {reason}; give another `start`, or a smaller `step`.")
-    zs = jnp.stack([row[0] for row in rows])
+    zs = jnp.stack([member.z for member in members])
     return OrbitFamily(
         energy=jax.vmap(flow.field.energy)(zs[:, :-1]),
         period=jnp.exp(zs[:, -1]),
         x=zs[:, :-1],
-        residual=jnp.asarray([row[1] for row in rows], x.dtype),
-        stability_indices=jnp.stack([row[2] for row in rows]),
-        arclength=jnp.asarray([row[3] for row in rows], x.dtype),
+        residual=jnp.asarray([member.residual for member in members], x.dtype),
+        stability_indices=jnp.asarray(np.stack(index)),
+        arclength=jnp.asarray([member.arclength for member in members], x.dtype),
         bifurcations=tuple(found),
         reason=reason,
     )
+
+
+class _One(eqx.Module):
+    """A family of one field."""
+
+    field: AbstractCell
+
+    def __call__(self, p: Array) -> AbstractCell:
+        return self.field
 
 
 def _start(cell: AbstractCell, start: Any) -> tuple[Array, float]:
@@ -299,50 +223,25 @@ def _start(cell: AbstractCell, start: Any) -> tuple[Array, float]:
     return x, float(2 * np.pi / w)
 
 
-def _followed(before: Array, now: Array) -> Array:
+def _followed(before: np.ndarray, now: np.ndarray) -> np.ndarray:
     """The indices in the order of those before them: each the nearest that is left."""
     left, order = list(range(len(now))), []
-    for old in np.asarray(before):
+    for old in before:
         best = min(left, key=lambda i: abs(complex(now[i]) - complex(old)))
         left.remove(best)
         order.append(best)
-    return now[jnp.asarray(order, int)] if order else now
+    return now[order] if order else now
 
 
-def _located(
-    on: _Branch,
-    z: Array,
-    tangent: Array,
-    ds: float,
-    before: Array,
-    after: Array,
-    number: int,
-    tol: float,
-) -> list[Bifurcation]:
-    """The orbits between two members at which an index is +2 or -2."""
+def _crossed(before: np.ndarray, after: np.ndarray) -> list[tuple[int, str, float]]:
+    """Columns that pass +2 or -2, neither of them there."""
     out = []
     for column in range(len(before)):
+        low, high = complex(before[column]), complex(after[column])
+        if abs(low.imag) >= ON_CIRCLE or abs(high.imag) >= ON_CIRCLE:
+            continue
         for edge, kind in ((2.0, "fold or branch"), (-2.0, "period doubling")):
-            low, high = complex(before[column]), complex(after[column])
-            real = abs(low.imag) < ON_CIRCLE and abs(high.imag) < ON_CIRCLE
-            if not real or (low.real - edge) * (high.real - edge) >= 0:
-                continue
-            if min(abs(low.real - edge), abs(high.real - edge)) < ON_CIRCLE:
-                continue
-            a, fa, b, fb = 0.0, low.real - edge, ds, high.real - edge
-            at, residual, f = z, jnp.inf, jnp.inf
-            for i in range(LOCATE):
-                middle = a - fa * (b - a) / (fb - fa) if i % 3 != 2 else 0.5 * (a + b)
-                at, residual, _, monodromy, _ = on.correct(z, tangent, jnp.asarray(middle, z.dtype))
-                f = complex(_followed(before, on.indices(at, monodromy))[column]).real - edge
-                if abs(f) < 1e-9 or b - a < 1e-12:
-                    break
-                if (f < 0) == (fa < 0):
-                    a, fa = middle, f
-                else:
-                    b, fb = middle, f
-            # Columns that changed places between two members are no crossing.
-            if float(residual) <= tol and abs(f) < ON_CIRCLE:
-                period = float(jnp.exp(at[-1]))
-                out.append(Bifurcation(kind, on.energy(at), period, at[:-1], after=number))
+            a, b = low.real - edge, high.real - edge
+            if a * b < 0 and min(abs(a), abs(b)) >= ON_CIRCLE:
+                out.append((column, kind, edge))
     return out

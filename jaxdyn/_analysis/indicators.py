@@ -152,13 +152,15 @@ def verdict(spectrum: Any) -> np.ndarray:
             f"`spectrum` must be what lyapunov_spectrum or max_lyapunov returned, got {spectrum!r}."
         )
     times, history = np.asarray(spectrum.times), np.asarray(spectrum.history)[..., 0]
-    if len(times) < SELDOM:
+    if times.shape[-1] < SELDOM:
         raise ValueError(
-            f"`spectrum` has {len(times)} records, too few to judge; give a longer t1."
+            f"`spectrum` has {times.shape[-1]} records, too few to judge; give a longer t1."
         )
-    since = times - times[0] + (times[1] - times[0])
+    # Of spectra of several cells, (a, r) for (a, b, r).
+    times = times.reshape(*times.shape[:-1], *[1] * (history.ndim - times.ndim), -1)
+    since = times - times[..., :1] + (times[..., 1:2] - times[..., :1])
     logs = history * since
-    growth = logs[..., -1] - logs[..., len(times) // 2 - 1]
+    growth = logs[..., -1] - logs[..., times.shape[-1] // 2 - 1]
     first, error = np.asarray(spectrum.exponents)[..., 0], np.asarray(spectrum.error)[..., 0]
     words = np.where(growth < REGULAR, "regular", "undecided")
     chaotic = (growth > CHAOTIC) & (first > error)

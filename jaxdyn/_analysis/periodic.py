@@ -167,28 +167,43 @@ def conserves(field: Any) -> bool:
 class _Conserved(eqx.Module):
     """What the flow conserves, (q,)."""
 
-    field: Any
-    kernel: Array | None
     invariants: Callable | None
+    rows: Float[Array, "d n"]
 
     def __call__(self, x: Float[Array, " n"]) -> Float[Array, " q"]:
-        if self.invariants is not None:
-            return jnp.atleast_1d(jnp.asarray(self.invariants(x)))
-        if self.kernel is None:
-            return jnp.zeros(0, x.dtype)
-        return jnp.concatenate([self.field.energy(x)[None], self.kernel @ x])
+        linear = self.rows @ x
+        if self.invariants is None:
+            return linear
+        return jnp.concatenate([jnp.atleast_1d(jnp.asarray(self.invariants(x))), linear])
 
 
 def _conserved(field: Any, invariants: Callable | None, x: Float[Array, " n"]) -> _Conserved:
-    if invariants is not None or not conserves(field):
-        return _Conserved(None, None, invariants)
-    return _Conserved(field, casimirs(field, x), None)
+    if invariants is not None or not isinstance(field, AbstractCell):
+        return _Conserved(invariants, jnp.zeros((0, x.size), x.dtype))
+    return _Conserved(field.energy if conserves(field) else None, linear_invariants(field, x))
 
 
-def casimirs(cell: AbstractCell, x: Float[Array, " n"]) -> Float[Array, "d n"]:
-    """The rows c of the linear invariants c.x that a cell has beside its energy."""
+def linear_invariants(cell: AbstractCell, x: Float[Array, " n"]) -> Float[Array, "d n"]:
+    """The rows c of the linear invariants c.x: ker W where a PoissonCell conserves its energy, and
+    what a regulator keeps of that where one is all that is added."""
+    none = jnp.zeros((0, x.size), x.dtype)
     if not isinstance(cell, PoissonCell):
-        return jnp.zeros((0, x.size), x.dtype)
+        return none
+    if conserves(cell):
+        return _casimirs(cell, x)
+    shell = cell.regulator
+    others = cell.damping, cell.bias, cell.input_matrix
+    if shell is None or shell.keep is None or any(part is not None for part in others):
+        return none
+    rows = shell.keep.astype(x.dtype)
+    if is_traced(cell):
+        return rows
+    moved = np.abs(np.asarray(jax.vmap(cell.operator.mv)(rows))).max(axis=1, initial=0.0)
+    norm = float(np.max(np.asarray(cell.operator.frequencies()), initial=0.0))
+    return rows[moved <= 1e3 * np.finfo(x.dtype).eps * norm]
+
+
+def _casimirs(cell: PoissonCell, x: Float[Array, " n"]) -> Float[Array, "d n"]:
     if not is_traced(cell):
         return jnp.asarray(cell.operator.kernel()).astype(x.dtype)
     # Generic W has a kernel of one dimension where n is odd, and none otherwise.
@@ -200,11 +215,10 @@ def casimirs(cell: AbstractCell, x: Float[Array, " n"]) -> Float[Array, "d n"]:
     return jnp.zeros((0, x.size), x.dtype)
 
 
-def _march(flow: Flow, x: Array, period: Array, steps: int) -> Array:
+def march(flow: Flow, x: Array, period: Array, steps: int | Array) -> Array:
     """The state after a period."""
-    dt = period / steps
-    t = jnp.zeros((), x.dtype)
-    return jax.lax.scan(lambda x, _: (flow.advance(t, dt, x), None), x, None, length=steps)[0]
+    dt, t = period / steps, jnp.zeros((), x.dtype)
+    return jax.lax.fori_loop(0, steps, lambda _, x: flow.advance(t, dt, x), x)
 
 
 @eqx.filter_jit
@@ -218,17 +232,21 @@ def _states(flow: Flow, x: Array, period: Array, steps: int) -> Array:
     return jnp.concatenate([x[None], jax.lax.scan(step, x, None, length=steps)[1]])
 
 
-def with_tangents(flow: Flow, x: Array, period: Array, steps: int) -> tuple[Array, Array]:
-    """The state after a period and its derivative by the first one."""
+def with_tangents(
+    flow_of: Callable[[Array], Flow], x: Array, p: Array, period: Array, steps: int | Array
+) -> tuple[Float[Array, " n"], Float[Array, "n m"]]:
+    """The state after a period, and its derivative by the first one and by the parameters p (q,)
+    of the flow, m = n + q."""
     dt, t = period / steps, jnp.zeros((), x.dtype)
+    moved_p = jnp.concatenate([jnp.zeros((p.size, x.size)), jnp.eye(p.size)], axis=1)
+    moved_p = moved_p.astype(x.dtype)
 
-    def step(carry, _):
+    def step(_, carry):
         x, columns = carry
-        moved, push = jax.linearize(lambda x: flow.advance(t, dt, x), x)
-        return (moved, jax.vmap(push, in_axes=1, out_axes=1)(columns)), None
+        moved, push = jax.linearize(lambda x, p: flow_of(p).advance(t, dt, x), x, p)
+        return moved, jax.vmap(push, in_axes=1, out_axes=1)(columns, moved_p)
 
-    start = x, jnp.eye(x.size, dtype=x.dtype)
-    return jax.lax.scan(step, start, None, length=steps)[0]
+    return jax.lax.fori_loop(0, steps, step, (x, jnp.eye(x.size, x.size + p.size, dtype=x.dtype)))
 
 
 @eqx.filter_jit
@@ -254,7 +272,7 @@ def _solved(flow, guess, period_guess, conserved, wanted, steps, tol, max_steps)
     def shoot(z):
         """The equations, their derivative by z, and the monodromy."""
         x, period = z[:-1], period_guess * jnp.exp(z[-1])
-        at, monodromy = with_tangents(fixed, x, period, steps)
+        at, monodromy = with_tangents(lambda _: fixed, x, jnp.zeros(0, x.dtype), period, steps)
         r = equations(z, at)
         turn = monodromy - jnp.eye(x.size, dtype=z.dtype)
         columns = jnp.concatenate([turn, direction[None], jax.jacfwd(levels)(x)])
@@ -267,9 +285,9 @@ def _solved(flow, guess, period_guess, conserved, wanted, steps, tol, max_steps)
 
     # One more Newton step, whose derivative by all else is that of the implicit function theorem.
     period = period_guess * jnp.exp(z[-1])
-    at = _march(flow, z[:-1], period, steps)
+    at = march(flow, z[:-1], period, steps)
     residual = jnp.max(jnp.abs(at - z[:-1]))
-    error = jnp.max(jnp.abs(_march(fixed, z[:-1], period, 2 * steps) - at))
+    error = jnp.max(jnp.abs(march(fixed, z[:-1], period, 2 * steps) - at))
     z = z - jnp.linalg.pinv(jacobian) @ equations(z, at)
     x, period = z[:-1], period_guess * jnp.exp(z[-1])
     rate = jnp.linalg.norm(fixed.rate(zero, x))
@@ -370,17 +388,25 @@ def floquet(orbit: Any) -> FloquetMultipliers:
                 "`orbit`: the gradients of its `invariants` depend on each other, or vanish; give "
                 "periodic_orbit only invariants that are independent on the orbit."
             )
-    # The last rows of an orthogonal matrix whose first ones span the trivial directions.
-    q, _ = jnp.linalg.qr(trivial.T, mode="complete")
-    rest = q[:, taken:]
-    reduced = rest.T @ orbit.monodromy @ rest
-    multipliers = jnp.linalg.eigvals(reduced)
-    multipliers = multipliers[jnp.argsort(-jnp.abs(multipliers))]
+    multipliers = nontrivial(rate, orbit.normals, orbit.monodromy)
     if orbit.normals.shape[0] > 0 and multipliers.size % 2 == 0:
         indices = stability_indices(multipliers)
     else:
         indices = jnp.zeros(0, multipliers.dtype)
     return FloquetMultipliers(multipliers, indices, trivial=taken)
+
+
+def nontrivial(
+    rate: Float[Array, " n"], normals: Float[Array, "q n"], monodromy: Float[Array, "n n"]
+) -> Complex[Array, " p"]:
+    """The eigenvalues of the monodromy without those for f and for the gradients, by falling
+    size."""
+    taken = jnp.concatenate([rate[None], normals])
+    # The last rows of an orthogonal matrix whose first ones span the trivial directions.
+    q, _ = jnp.linalg.qr(taken.T, mode="complete")
+    rest = q[:, taken.shape[0] :]
+    multipliers = jnp.linalg.eigvals(rest.T @ monodromy @ rest)
+    return multipliers[jnp.argsort(-jnp.abs(multipliers))]
 
 
 def stability_indices(multipliers: Complex[Array, " p"]) -> Complex[Array, " h"]:
