@@ -1,5 +1,10 @@
 """Lyapunov exponents and alignment indices against systems whose values are known."""
 
+import csv
+import pathlib
+import subprocess
+import sys
+
 import diffrax
 import equinox as eqx
 import jax
@@ -218,3 +223,20 @@ def test_bad_input(change, error, names):
 def test_bad_verdicts():
     with pytest.raises(TypeError, match="`spectrum`"):
         jd.verdict(0.3)
+
+
+def test_the_script_of_the_chaos_map_runs(tmp_path):
+    script = pathlib.Path(__file__).parent.parent / "notebooks" / "chaos_map.py"
+    subprocess.run(
+        [sys.executable, str(script), "--quick", "--out", str(tmp_path)], check=True, timeout=300
+    )
+    with open(tmp_path / "chaos_map.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["n"], row["kind"]) for row in rows} == {
+        (n, kind) for n in "24" for kind in ("dense", "bipartite", "ring", "block")
+    }
+    # Pairs are integrable: their exponents are what vectors that grow linearly show.
+    pairs = [float(row["exponent"]) for row in rows if row["n"] == "2"]
+    assert 0 < np.median(pairs) < 3 * np.log(10) / (0.9 * 300)
+    assert all(row["chaotic"] == "0" for row in rows if row["kind"] == "block")
+    assert (tmp_path / "chaos_map.png").stat().st_size > 10_000
