@@ -493,6 +493,7 @@ THREADS = [
     ("no worker", lambda: jd.Threads(0), V, "`workers`", ">= 1.*None takes every core"),
     ("half a worker", lambda: jd.Threads(0.5), T, "`workers`", "integer >= 1 or None"),
     ("a number of them", lambda: sim(engine=2), T, "`engine`", "a jaxdyn.Threads"),
+    ("a number of devices", lambda: sim(mesh=2), T, "`mesh`", "a jax.sharding.Mesh"),
     ("inside jit", lambda: traced(lambda _: sim(engine=jd.Threads())), V, "`engine", "leave it"),
     ("with an adjoint", lambda: sim(**BOTH), V, "`engine", "leave `adjoint` out"),
     ("Tsit5", lambda: sim(solver=TSIT5, engine=jd.Threads()), V, "`engine", "leave it out"),

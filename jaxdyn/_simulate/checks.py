@@ -26,6 +26,7 @@ def check_types(**arguments) -> None:
         "stepsize_controller": "a diffrax controller such as diffrax.PIDController(rtol=, atol=)",
         "event": "a diffrax.Event",
         "engine": "a jaxdyn.Threads",
+        "mesh": 'a jax.sharding.Mesh such as jax.make_mesh((2,), ("b",))',
     }
     for name, (value, kind) in arguments.items():
         if not isinstance(value, kind) and (value is not None or name == "cell"):

@@ -4,7 +4,10 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool
+
+from .._types import is_traced
 
 RESULTS = diffrax.RESULTS
 
@@ -32,9 +35,19 @@ def succeeded(finite: Bool[Array, "*b"]) -> Any:
     return judge(result, finite)
 
 
+def all_finite(finite: Array) -> bool:
+    """Of known values; where they are spread over processes, all of them are asked."""
+    return bool(np.all(finite) if finite.is_fully_addressable else jnp.all(finite))
+
+
 def raise_failures(solution: diffrax.Solution) -> diffrax.Solution:
     """The solution, or an error at run time that says what went wrong."""
     result: Any = solution.result
+    failed = result != RESULTS.successful
+    if not is_traced(failed) and not failed.is_fully_addressable:
+        # Only a solve of ours is spread over processes. A check within a program would stop one
+        # process and leave the others waiting for it.
+        raise RuntimeError(NON_FINITE)
     solution = eqx.error_if(solution, result == RESULTS.nonlinear_divergence, NON_FINITE)
     bad = (result != RESULTS.successful) & (result != RESULTS.event_occurred)
     return result.error_if(solution, bad)

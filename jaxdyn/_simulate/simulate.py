@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from .._cell import AbstractCell, cast
 from .._solver import RK4, AbstractCellSolver, Strang
@@ -23,11 +24,12 @@ from .checks import (
     is_count,
 )
 from .memory import check_memory
-from .results import raise_failures
+from .results import all_finite, raise_failures
 from .reversible import integrate_reversibly
 from .rollout import Rollout, Saving
 from .scan import integrate
 from .schedule import SAVE_END, SAVE_STATE, Span, plan_saves, rows, subs_of
+from .sharded import check_mesh, integrate_on_mesh
 from .threads import Threads, check_threads, integrate_in_threads
 from .through_diffrax import by_diffrax
 from .tiles import tile_size
@@ -49,6 +51,7 @@ def simulate(
     event: diffrax.Event | None = None,
     max_steps: int | None = None,
     engine: Threads | None = None,
+    mesh: Mesh | None = None,
     progress: bool = False,
     throw: bool = True,
 ) -> diffrax.Solution:
@@ -92,7 +95,12 @@ def simulate(
       4096 where every step is stored.
     - `engine`: [`jaxdyn.Threads`][], to share a batch among the cores of a CPU. Default: one
       program for all, which jit, grad and vmap can be applied to.
-    - `progress`: show a progress bar (without `adjoint` and `engine`).
+    - `mesh`: a `jax.sharding.Mesh`, such as `jax.make_mesh((jax.device_count(),), ("b",))`: the
+      batch is shared among all its devices, of all processes if it spans several; x0 is then the
+      whole batch in each of them, or a global array. `.ys` is sharded in the same way. On CPUs the
+      numbers of a trajectory do not depend on how many devices there are, to the last bit.
+      Default: one program, where x0 is.
+    - `progress`: show a progress bar (without `adjoint`, `engine` and `mesh`).
     - `throw`: raise if a trajectory fails; if False, look at `.result`, one for each trajectory
       (`diffrax.RESULTS.nonlinear_divergence` where the state became infinite or NaN).
 
@@ -113,6 +121,7 @@ def simulate(
         stepsize_controller=(stepsize_controller, diffrax.AbstractStepSizeController),
         event=(event, diffrax.Event),
         engine=(engine, Threads),
+        mesh=(mesh, Mesh),
     )
     check_flags(progress=progress, throw=throw)
     if progress and (engine is not None or isinstance(adjoint, ReversibleAdjoint)):
@@ -136,6 +145,8 @@ def simulate(
         check_reversible(undoing, solver, cell, args)
     if engine is not None:
         check_threads(x0, adjoint, cell, args, dt, t0, solver, saveat)
+    if mesh is not None:
+        check_mesh(mesh, x0, engine, progress)
     cell = cast(cell, x0.dtype)
     inputs = inputs_of(cell, args, x0, span)
     plan = None
@@ -151,13 +162,14 @@ def simulate(
     if plan is not None:
         fn = saveat.subs.fn
         solution, finite = by_scan(
-            solver, cell, inputs, x0, span, plan, fn, progress, undoing, engine
+            solver, cell, inputs, x0, span, plan, fn, progress, undoing, engine, mesh
         )
         # Looking first costs nothing where the values are known, and saves half a millisecond.
-        throw = throw and (is_traced(finite) or not np.all(finite))
-    elif engine is not None:
+        throw = throw and (is_traced(finite) or not all_finite(finite))
+    elif engine is not None or mesh is not None:
+        given = "engine=jaxdyn.Threads" if mesh is None else "mesh"
         raise ValueError(
-            "`engine=jaxdyn.Threads` is for solvers of ours with fixed steps and concrete save "
+            f"`{given}` is for solvers of ours with fixed steps and concrete save "
             "times, without `event`, a `max_steps` that is too few, or SaveAt's dense, "
             "solver_state, controller_state and several subs; leave it out."
         )
@@ -203,6 +215,7 @@ def by_scan(
     progress,
     adjoint: ReversibleAdjoint | None,
     engine: Threads | None,
+    mesh: Mesh | None,
 ) -> tuple[diffrax.Solution, Any]:
     """The solution, and which trajectories stayed finite."""
     # To the last save: what comes after it is not integrated.
@@ -212,7 +225,12 @@ def by_scan(
     rollout = Rollout(solver, cell, inputs, x0, t0, dt, saving)
     when = rows(plan.steps, plan.side, x0.dtype)
     stats: dict[str, Any] = {"num_steps": num_steps, "max_steps": None}
-    if engine is not None and x0.ndim == 2:
+    if mesh is not None:
+        total = int(plan.steps[-1])
+        ys, finite, result = integrate_on_mesh(rollout, when, total, adjoint, mesh)
+        if adjoint is not None:
+            stats["checkpoint_every"] = adjoint.checkpoint_every
+    elif engine is not None and x0.ndim == 2:
         ys, finite, result = integrate_in_threads(rollout, when, engine)
     elif adjoint is not None:
         total, tile = int(plan.steps[-1]), tile_size(solver, cell, x0, None)
