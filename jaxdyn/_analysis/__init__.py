@@ -5,7 +5,6 @@ from .family import OrbitFamily as OrbitFamily
 from .family import orbit_family as orbit_family
 from .fixed_points import FixedPoints as FixedPoints
 from .fixed_points import fixed_points as fixed_points
-from .frequencies import Frequencies as Frequencies
 from .frequencies import FrequencyMap as FrequencyMap
 from .frequencies import PowerSpectrum as PowerSpectrum
 from .frequencies import frequencies as frequencies
@@ -18,6 +17,7 @@ from .indicators import verdict as verdict
 from .lyapunov import LyapunovSpectrum as LyapunovSpectrum
 from .lyapunov import lyapunov_spectrum as lyapunov_spectrum
 from .lyapunov import max_lyapunov as max_lyapunov
+from .naff import Frequencies as Frequencies
 from .periodic import FloquetMultipliers as FloquetMultipliers
 from .periodic import PeriodicOrbit as PeriodicOrbit
 from .periodic import floquet as floquet

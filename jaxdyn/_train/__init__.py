@@ -2,8 +2,8 @@ from . import initialisers as initialisers
 from . import losses as losses
 from . import signals as signals
 from .encoder import EncodedOscillator as EncodedOscillator
-from .encoder import fit_encoder as fit_encoder
 from .fit import fit as fit
+from .fit_encoder import fit_encoder as fit_encoder
 from .oscillator import Oscillator as Oscillator
 from .oscillator import Readout as Readout
 from .result import Fit as Fit
