@@ -247,7 +247,7 @@ def family(family: Any, *, unit: int | None = None, ax: Any = None, **line: Any)
         )
     cycles = isinstance(family, CycleFamily)
     curves = (family.period,)
-    if unit is not None and cycles and 0 <= unit < family.x.shape[1]:
+    if cycles and _is_unit(unit, family.x.shape[1]):
         curves = (family.lowest[:, unit], family.highest[:, unit])
     elif unit is not None:
         raise ValueError(
@@ -258,29 +258,28 @@ def family(family: Any, *, unit: int | None = None, ax: Any = None, **line: Any)
     ax = _axes(ax)
     for values in map(np.asarray, curves):
         at, height, solid = list(along), list(values), list(stable)
-        marked = []
+        marked, lengths = [], np.asarray(family.arclength)
         # From the last one on, so that what is inserted moves nothing that is still to come.
-        for point in sorted(family.bifurcations, key=lambda p: -p.after):
-            near = [i for i in (point.after, point.after + 1) if 0 <= i < len(along)]
-            apart = np.abs(along[near] - point.at)
-            weights = apart[::-1] / apart.sum() if apart.sum() > 0 else np.full(len(near), 0.5)
-            y = float(weights @ values[near])
+        for point in sorted(family.bifurcations, key=lambda p: -p.arclength):
+            i = int(np.searchsorted(lengths, point.arclength))
+            y = float(np.interp(point.arclength, lengths, values))
             if unit is None:
                 y = point.period
             elif point.kind == "Hopf":
                 y = float(point.x[unit])
-            at.insert(point.after + 1, point.at)
-            height.insert(point.after + 1, y)
-            solid.insert(point.after + 1, None)
+            at.insert(i, point.at)
+            height.insert(i, y)
+            solid.insert(i, None)
             marked.append((point, y))
         # A piece between two orbits is as stable as the one of them that is no bifurcation.
         pieces = [b if a is None else a if b is None else a and b for a, b in pairwise(solid)]
         start = 0
         for i in range(1, len(pieces) + 1):
             if i == len(pieces) or pieces[i] != pieces[start]:
-                style = {"color": BLUE, "linewidth": 1.4} | line
                 dashes = "-" if pieces[start] else "--"
-                ax.plot(at[start : i + 1], height[start : i + 1], linestyle=dashes, **style)
+                style = {"color": BLUE, "linewidth": 1.4, "linestyle": dashes} | line
+                ax.plot(at[start : i + 1], height[start : i + 1], **style)
+                line.pop("label", None)
                 start = i
         for point, y in marked:
             named = point.kind not in ax.get_legend_handles_labels()[1]
@@ -298,6 +297,10 @@ def family(family: Any, *, unit: int | None = None, ax: Any = None, **line: Any)
     if family.bifurcations:
         ax.legend(frameon=False)
     return ax
+
+
+def _is_unit(unit: Any, n: int) -> bool:
+    return isinstance(unit, int) and not isinstance(unit, bool) and 0 <= unit < n
 
 
 def time_label(unit: str) -> str:

@@ -34,7 +34,7 @@ def test_a_damped_shell_shrinks_to_its_hopf_bifurcation():
     np.testing.assert_allclose(family.highest, np.stack([highest, highest], 1), rtol=1e-4)
     np.testing.assert_allclose(family.lowest, -family.highest, rtol=1e-4)
     (hopf,) = family.bifurcations
-    assert hopf.kind == "Hopf" and hopf.after == len(d) - 1
+    assert hopf.kind == "Hopf" and hopf.arclength > float(family.arclength[-1])
     assert hopf.at == pytest.approx(0.3, abs=1e-9)
     assert hopf.period == pytest.approx(2 * np.pi / 1.3, rel=1e-9)
     np.testing.assert_allclose(hopf.x, 0.0, atol=1e-9)
@@ -56,7 +56,7 @@ def langford(p):
 def test_langfords_torus_and_hopf_bifurcations_are_where_they_must_be():
     z = 3.0 - 1.8
     start = jd.periodic_orbit(
-        langford(1.8), [np.sqrt(z * (1.8 - z)), 0.0, z], 2 * np.pi / 3.5, steps=100
+        langford(1.8), [np.sqrt(z * (1.8 - z)), 0.0, z], 2 * np.pi / 3.5, steps=100, solver=jd.RK4()
     )
     family = jd.cycle_family(langford, start, 1.8, between=(1.0, 2.4))
     p = np.asarray(family.parameter)
@@ -72,11 +72,13 @@ def test_langfords_torus_and_hopf_bifurcations_are_where_they_must_be():
     np.testing.assert_array_equal(family.stable, p < 2)
     hopf, torus = family.bifurcations
     assert (hopf.kind, torus.kind) == ("Hopf", "torus")
-    assert hopf.at == pytest.approx(1.5, abs=1e-9) and hopf.after == -1
+    assert hopf.at == pytest.approx(1.5, abs=1e-9)
+    assert hopf.arclength < float(family.arclength[0])
     assert hopf.period == pytest.approx(2 * np.pi / 3.5, rel=1e-9)
     np.testing.assert_allclose(hopf.x, [0, 0, 1.5], atol=1e-9)
     assert torus.at == pytest.approx(2.0, abs=1e-8)
-    assert p[torus.after] < 2 < p[torus.after + 1]
+    row = np.searchsorted(family.arclength, torus.arclength)
+    assert p[row - 1] < 2 < p[row]
     assert family.reasons[0].startswith("Hopf") and family.reasons[1] == "parameter = 2.4 reached"
 
 
@@ -94,7 +96,7 @@ def turned_back(p):
 
 def test_it_follows_a_branch_around_a_fold():
     start = jd.periodic_orbit(
-        turned_back(0.5), [np.sqrt(1 + np.sqrt(1.5)), 0.0], 2 * np.pi, steps=400
+        turned_back(0.5), [np.sqrt(1 + np.sqrt(1.5)), 0.0], 2 * np.pi, steps=400, solver=jd.RK4()
     )
     family = jd.cycle_family(turned_back, start, 0.5, between=(-2.0, 1.0))
     hopf, fold = family.bifurcations
@@ -130,7 +132,7 @@ def flipped(p):
 
 
 def test_a_period_doubling():
-    start = jd.periodic_orbit(flipped(-0.2), [1.0, 0, 0, 0], 2 * np.pi, steps=200)
+    start = jd.periodic_orbit(flipped(-0.2), [1.0, 0, 0, 0], 2 * np.pi, steps=200, solver=jd.RK4())
     family = jd.cycle_family(flipped, start, -0.2, between=(-0.25, 0.1))
     (point,) = family.bifurcations
     assert point.kind == "period doubling" and point.at == pytest.approx(0.0, abs=1e-8)
@@ -153,7 +155,7 @@ def pitchfork(p):
 
 
 def test_a_branch_point_is_told_from_a_fold():
-    start = jd.periodic_orbit(pitchfork(-0.5), [1.0, 0, 0], 2 * np.pi, steps=200)
+    start = jd.periodic_orbit(pitchfork(-0.5), [1.0, 0, 0], 2 * np.pi, steps=200, solver=jd.RK4())
     family = jd.cycle_family(pitchfork, start, -0.5, between=(-0.5, 0.3))
     (point,) = family.bifurcations
     assert point.kind == "branch point" and point.at == pytest.approx(0.0, abs=1e-8)
@@ -164,7 +166,7 @@ def test_van_der_pol_reaches_a_known_period():
     def of(mu):
         return lambda t, x, args: jnp.stack([x[1], mu * (1 - x[0] ** 2) * x[1] - x[0]])
 
-    start = jd.periodic_orbit(of(0.3), [2.0, 0.0], 6.3)
+    start = jd.periodic_orbit(of(0.3), [2.0, 0.0], 6.3, solver=jd.RK4())
     family = jd.cycle_family(of, start, 0.3, between=(0.3, 1.0))
     assert float(family.parameter[-1]) == pytest.approx(1.0, abs=1e-9)
     assert float(family.period[-1]) == pytest.approx(6.663286859323, abs=1e-9)
@@ -213,7 +215,7 @@ def test_as_a_table_and_in_float32():
     np.testing.assert_allclose(family.period, jd.period(1.5, 1.3), rtol=1e-5)
     lines = family.to_csv().splitlines()
     names = "lowest_1,highest_1,lowest_2,highest_2,multiplier_1_real,multiplier_1_imag"
-    assert lines[0] == f"parameter,period,arclength,residual,{names}"
+    assert lines[0] == f"parameter,period,arclength,residual,error,{names}"
     assert len(lines) == len(family.parameter) + 1
     assert float(lines[-1].split(",")[0]) == pytest.approx(0.3, rel=1e-5)
     zero = lines[1 + int(np.argmin(np.abs(np.asarray(family.arclength))))].split(",")
@@ -246,9 +248,123 @@ def test_a_network_of_four_units_from_its_birth_to_a_torus():
     np.testing.assert_array_equal(family.stable, np.asarray(family.parameter) > torus.at)
 
 
+def flipped_twice(p):
+    """As `flipped`, with another such pair a little later."""
+
+    def field(t, v, args):
+        x, y, u, w = flipped(p)(t, v[:4], args)
+        second = flipped(p - 0.01)(t, jnp.concatenate([v[:2], v[4:]]), args)
+        return jnp.concatenate([jnp.stack([x, y, u, w]), second[2:]])
+
+    return field
+
+
+def test_two_that_cross_in_one_step_are_both_found():
+    x0 = [1.0, 0, 0, 0, 0, 0]
+    start = jd.periodic_orbit(flipped_twice(-0.1), x0, 2 * np.pi, steps=200, solver=jd.RK4())
+    family = jd.cycle_family(
+        flipped_twice, start, -0.1, between=(-0.1, 0.1), step=0.19, max_step=0.5
+    )
+    assert [b.kind for b in family.bifurcations] == ["period doubling"] * 2
+    np.testing.assert_allclose([b.at for b in family.bifurcations], [0.0, 0.01], atol=1e-8)
+
+
+def test_a_start_at_a_bifurcation_and_at_a_bound():
+    start = jd.periodic_orbit(flipped(0.0), [1.0, 0, 0, 0], 2 * np.pi, steps=200, solver=jd.RK4())
+    family = jd.cycle_family(flipped, start, 0.0, between=(-0.05, 0.05))
+    (point,) = family.bifurcations
+    assert point.kind == "period doubling" and point.at == pytest.approx(0.0, abs=1e-6)
+    # 0.1 / 0.67 * 0.67 is not 0.1.
+    start = jd.periodic_orbit(flipped(0.1), [1.0, 0, 0, 0], 2 * np.pi, steps=200, solver=jd.RK4())
+    family = jd.cycle_family(flipped, start, 0.1, between=(0.1, 0.77), max_cycles=3)
+    assert len(family.parameter) == 4 and float(family.parameter[0]) == 0.1
+    assert family.reasons == ("parameter = 0.1 reached", "max_cycles = 3 reached")
+
+
+def beside_a_centre(p):
+    """`langford`, and two units that turn for ever beside it: a pair that stays on the circle."""
+
+    def field(t, v, args):
+        return jnp.concatenate([langford(p)(t, v[:3], args), jnp.stack([-v[4], v[3]])])
+
+    return field
+
+
+def test_a_torus_beside_multipliers_that_stay_on_the_circle():
+    z = 3.0 - 1.9
+    x0 = [np.sqrt(z * (1.9 - z)), 0.0, z, 0.0, 0.0]
+    start = jd.periodic_orbit(beside_a_centre(1.9), x0, 2 * np.pi / 3.5, steps=100, solver=jd.RK4())
+    family = jd.cycle_family(beside_a_centre, start, 1.9, between=(1.9, 2.1))
+    (torus,) = family.bifurcations
+    assert torus.kind == "torus" and torus.at == pytest.approx(2.0, abs=1e-5)
+
+
+def ring(p):
+    """Cycles of radius r with (r - 2)^2 + p^2 = 1: a closed loop of them."""
+
+    def field(t, v, args):
+        x, y = v
+        r = jnp.sqrt(x**2 + y**2)
+        grow = 0.1 * (1 - (r - 2) ** 2 - p**2)
+        return jnp.stack([grow * x - y, grow * y + x])
+
+    return field
+
+
+def test_a_branch_that_closes_is_gone_around_once():
+    start = jd.periodic_orbit(
+        ring(0.5), [2 + np.sqrt(0.75), 0.0], 2 * np.pi, steps=200, solver=jd.RK4()
+    )
+    family = jd.cycle_family(ring, start, 0.5, between=(-2.0, 2.0))
+    assert family.reasons == ("the branch closes",) * 2
+    assert [b.kind for b in family.bifurcations] == ["fold", "fold"]
+    assert sorted(b.at for b in family.bifurcations) == pytest.approx([-1.0, 1.0], abs=1e-9)
+    assert float(family.arclength[0]) == 0.0
+
+
+def test_a_hopf_bifurcation_beyond_the_bound_is_left_alone():
+    def of(p):
+        return turned_back(-p)
+
+    start = jd.periodic_orbit(
+        of(0.5), [np.sqrt(1 - np.sqrt(0.5)), 0.0], 2 * np.pi, steps=200, solver=jd.RK4()
+    )
+    family = jd.cycle_family(of, start, 0.5, between=(1e-5, 0.9))
+    assert [b.kind for b in family.bifurcations] == [] and np.min(family.parameter) >= 1e-5
+    assert family.reasons[0] == "parameter = 1e-05 reached"
+
+
+def test_steps_are_added_where_the_cycle_asks_for_them():
+    def of(mu):
+        return lambda t, x, args: jnp.stack([x[1], mu * (1 - x[0] ** 2) * x[1] - x[0]])
+
+    start = jd.periodic_orbit(of(1.0), [2.0, 0.0], 6.66, steps=60)
+    family = jd.cycle_family(of, start, 1.0, between=(1.0, 4.0))
+    assert np.max(family.error) < 1e-9
+    fine = jd.periodic_orbit(of(4.0), family.x[-1], family.period[-1], steps=4000)
+    assert float(family.period[-1]) == pytest.approx(float(fine.period), abs=1e-8)
+
+
+def test_what_is_not_isolated_is_refused():
+    pendulum = lambda t, x, args: jnp.stack([x[1], -jnp.sin(x[0])])  # noqa: E731
+    energy = lambda x: x[1] ** 2 / 2 - jnp.cos(x[0])  # noqa: E731
+    start = jd.periodic_orbit(pendulum, [1.0, 0.0], 6.7, invariants=energy, solver=jd.RK4())
+    with pytest.raises(ValueError, match="`start` was made with `invariants`"):
+        jd.cycle_family(lambda p: pendulum, start, 0.5, between=(0.0, 1.0))
+
+    def damped(p):
+        return lambda t, x, args: jnp.stack([x[1], -jnp.sin(x[0]) - p * x[1]])
+
+    start = jd.periodic_orbit(damped(0.0), [1.0, 0.0], 6.7, solver=jd.RK4())
+    with pytest.raises(RuntimeError, match="`start` is no isolated cycle"):
+        jd.cycle_family(damped, start, 0.0, between=(-1.0, 1.0))
+
+
 @pytest.fixture(scope="module")
 def orbit():
-    return jd.periodic_orbit(shell_of(0.1), [1.5, 0.0], jd.period(1.0, 1.3))
+    return jd.periodic_orbit(
+        shell_of(0.1), [1.5, 0.0], jd.period(1.0, 1.3), solver=jd.RK4(), steps=400
+    )
 
 
 @pytest.mark.parametrize(
@@ -257,19 +373,23 @@ def orbit():
         ({"field_of": shell_of(0.1)}, TypeError, "`field_of` must be a function"),
         ({"field_of": 3}, TypeError, "`field_of` must be a function"),
         ({"field_of": lambda p: 3}, TypeError, "`field_of"),
-        ({"field_of": lambda p: lambda t, x, args: x}, TypeError, "`field_of"),
+        ({"field_of": lambda p: lambda t, x, args: x}, RuntimeError, "`start` is no cycle"),
         ({"field_of": lambda p: jd.PoissonCell(PAIR, jd.Tanh())}, ValueError, "orbit_family"),
         ({"start": jnp.ones(2)}, TypeError, "`start`"),
         ({"parameter": 0.7}, ValueError, "`parameter`"),
         ({"parameter": "d"}, TypeError, "`parameter`"),
-        ({"parameter": 0.45}, RuntimeError, "`start` is no cycle"),
+        ({"parameter": 0.11}, RuntimeError, "`start` is no cycle"),
         ({"between": 0.5}, TypeError, "`between`"),
         ({"between": (0.5, 0.0)}, ValueError, "`between`"),
         ({"between": (0.0, jnp.inf)}, ValueError, "`between`"),
         ({"max_cycles": 1}, ValueError, "`max_cycles`"),
         ({"step": 0.0}, ValueError, "`step`"),
         ({"max_step": -1.0}, ValueError, "`max_step`"),
+        ({"step": 0.3, "max_step": 0.2}, ValueError, "`step`"),
         ({"tol": 0.0}, ValueError, "`tol`"),
+        ({"tol": 1.0}, ValueError, "`tol`"),
+        ({"field_of": lambda p: shell_of(float(p))}, TypeError, "`field_of` .* traced"),
+        ({"field_of": lambda p: shell_of(p + 0.01)}, RuntimeError, "`start` is no cycle"),
     ],
 )
 def test_bad_input(orbit, change, error, says):

@@ -61,7 +61,8 @@ def test_it_crosses_a_bifurcation_and_never_falls_onto_no_time(branch):
         orbit = jd.periodic_orbit(cell, point.x, point.period, energy=point.at)
         index = np.asarray(jd.floquet(orbit).stability_indices)
         assert np.min(np.abs(index - edge)) < 1e-5
-        before, after = point.after, point.after + 1
+        after = int(np.searchsorted(family.arclength, point.arclength))
+        before = after - 1
         inside = sorted([float(family.energy[before]), float(family.energy[after])])
         assert inside[0] - 1e-9 <= point.at <= inside[1] + 1e-9
     # Stability changes hands there, and only there.
@@ -135,6 +136,7 @@ def test_three_units_keep_their_casimir():
         ({"max_orbits": 1}, ValueError, "max_orbits"),
         ({"step": 0.0}, ValueError, "step"),
         ({"max_step": -1.0}, ValueError, "max_step"),
+        ({"step": 0.5, "max_step": 0.1}, ValueError, "step"),
         ({"tol": 0.0}, ValueError, "tol"),
     ],
 )

@@ -181,8 +181,8 @@ def test_level_sets_need_two_units():
 
 def test_family_is_solid_where_stable_and_marks_bifurcations():
     at = jnp.arange(5.0)
-    flip = jd.Bifurcation("period doubling", 1.5, 2.6, jnp.zeros(2), after=1)
-    hopf = jd.Bifurcation("Hopf", -0.5, 0.9, jnp.array([0.0, 7.0]), after=-1)
+    flip = jd.Bifurcation("period doubling", 1.5, 2.6, jnp.zeros(2), 1.5)
+    hopf = jd.Bifurcation("Hopf", -0.5, 0.9, jnp.array([0.0, 7.0]), -0.5)
     cycles = jd.CycleFamily(
         parameter=at,
         period=at + 1,
@@ -191,6 +191,7 @@ def test_family_is_solid_where_stable_and_marks_bifurcations():
         highest=jnp.stack([at, at], 1),
         multipliers=jnp.array([0.5, 0.9, -1.2, -1.3, -1.4], complex)[:, None],
         residual=at,
+        error=at,
         arclength=at,
         bifurcations=(hopf, flip),
         reasons=("", ""),
@@ -211,7 +212,8 @@ def test_family_is_solid_where_stable_and_marks_bifurcations():
     assert len(ax.lines) == 1 and ax.get_legend() is None and "energy" in ax.get_xlabel()
     with pytest.raises(ValueError, match="`unit`"):
         plot.family(orbits, unit=0)
-    with pytest.raises(ValueError, match="`unit`"):
-        plot.family(cycles, unit=2)
+    for unit in (2, True, -1):
+        with pytest.raises(ValueError, match="`unit`"):
+            plot.family(cycles, unit=unit)
     with pytest.raises(TypeError, match="`family`"):
         plot.family(at)

@@ -13,17 +13,31 @@ from jaxtyping import Array, Complex, Float
 
 from .._cell import AbstractCell, cast
 from .._solver import Taylor
-from .flow import Flow
+from .flow import Flow, positive
 from .periodic import STEPS, TAYLOR_STEP, least_squares, march, nontrivial, with_tangents
 
 # A step that needs so few corrections may grow, one that needs so many shrinks.
-FEW, MANY = 4, 9
+FEW, MANY = 6, 10
 GROW, SHRINK, SMALLEST = 1.4, 0.5, 1e-6
 CORRECTIONS = 12
+# What is predicted is near: Newton's steps, as good as undamped.
+DAMPING = 1e-9
 # The cosine between the tangents of two members.
 TURNED = 0.8
 LOCATE = 60
+MOST_STEPS = 2**16
 LOST = "the branch was lost: no orbit within the smallest step"
+
+
+def step_sizes(step: Any, max_step: Any) -> tuple[float, float]:
+    """**Raises:** TypeError or ValueError that names the argument."""
+    first, longest = positive("step", step), positive("max_step", max_step)
+    if not SMALLEST <= first <= longest:
+        raise ValueError(
+            f"`step` must be at least {SMALLEST:g} and at most `max_step` = {longest:g}, got "
+            f"{first:g}."
+        )
+    return first, longest
 
 
 class Bifurcation(eqx.Module):
@@ -32,25 +46,27 @@ class Bifurcation(eqx.Module):
     `kind`: "fold or branch" and "period doubling" in a family of a conservative cell, whose pairs
     of multipliers meet at 1 and at -1; "fold", "branch point", "period doubling", "torus" and
     "Hopf" in a family of limit cycles. `at`, the energy or the parameter there; `period`; a state
-    `x` (n,) of the orbit, or the state of rest of a Hopf bifurcation; `after`, the member before.
+    `x` (n,) of the orbit, or the state of rest of a Hopf bifurcation; `arclength`, where on the
+    branch, among those of its members or beyond its end.
     """
 
     kind: str = eqx.field(static=True)
     at: float = eqx.field(static=True)
     period: float = eqx.field(static=True)
     x: Float[Array, " n"]
-    after: int = eqx.field(static=True)
+    arclength: float = eqx.field(static=True)
 
 
 class Member(NamedTuple):
     """An orbit of a branch: z = (x, ln T) or (x, ln T, p / scale), the unit tangent of the branch
-    there, and how far along the branch it is."""
+    there, how far along the branch it is, and the error of its period's solve."""
 
     z: Array
     residual: float
     tangent: Array
     monodromy: Array
     arclength: float
+    error: float = math.nan
 
 
 class Branch(eqx.Module):
@@ -128,7 +144,7 @@ class Branch(eqx.Module):
     def _correct(self, before: Array, tangent: Array, ahead: Array) -> tuple[Array, ...]:
         shoot = lambda z: self.shoot(z, before, tangent, ahead)  # noqa: E731
         start = before + ahead * tangent
-        z, r, jacobian, monodromy, count = least_squares(shoot, start, CORRECTIONS)
+        z, r, jacobian, monodromy, count = least_squares(shoot, start, CORRECTIONS, DAMPING)
         # Undamped: along the amplitude of a small orbit any damping is large.
         z = z - jnp.linalg.pinv(jacobian) @ r
         x = self.x(z)
@@ -144,6 +160,20 @@ class Branch(eqx.Module):
             before.z, before.tangent, jnp.asarray(ahead, dtype)
         )
         return Member(z, float(residual), along, monodromy, before.arclength + ahead), int(count)
+
+    @eqx.filter_jit
+    def error(self, z: Array) -> Float[Array, ""]:
+        """By how much the end of the orbit changes with twice as many steps."""
+        flow, x, period = self.flow(z), self.x(z), jnp.exp(z[self.size])
+        ends = (march(flow, x, period, k * self.steps) for k in (1, 2))
+        return jnp.max(jnp.abs(next(ends) - next(ends)))
+
+    def fine(self, z: Array, tol: float) -> "Branch":
+        """With twice as many steps where those are too few, up to 2^16."""
+        if isinstance(self.solver, Taylor) or int(self.steps) > MOST_STEPS // 2:
+            return self
+        enough = float(self.error(z)) <= tol
+        return self if enough else dataclasses.replace(self, steps=2 * self.steps)
 
     @eqx.filter_jit
     def _multipliers(self, z: Array, monodromy: Array, normals: Array) -> Complex[Array, " m"]:
@@ -179,7 +209,8 @@ def follow(
     where there is none within the smallest step.
 
     An orbit that is further off than twice the distance asked for, as one whose period jumps or
-    falls towards 0, is refused, and so is a point of rest.
+    falls towards 0, is refused, and so is a point of rest. Where twice as many steps of the solver
+    move the end of the orbit by more than `tol`, so many are taken from there on.
     """
     last, ds = first, step
     while ds >= SMALLEST:
@@ -189,6 +220,10 @@ def follow(
         turned = float(new.tangent @ last.tangent)
         if not (new.residual <= tol and turned > TURNED and near and moves(branch, new.z, tol)):
             ds *= SHRINK
+            continue
+        finer = branch.fine(new.z, tol)
+        if finer is not branch:
+            branch = finer
             continue
         yield branch, new
         last = new
@@ -205,24 +240,25 @@ def moves(branch: Branch, z: Array, tol: float) -> bool:
 
 def locate(
     branch: Branch,
-    before: Member,
-    after: Member,
+    base: Member,
+    low: Member,
+    high: Member,
     value: Callable[[Member], float],
     tol: float,
 ) -> Member | None:
-    """The member between two at which `value` is 0, by secants and halvings; None where it has the
-    same sign at both, or is lost."""
-    a, fa = 0.0, value(before)
-    b, fb = after.arclength - before.arclength, value(after)
-    if not (fa < 0) != (fb < 0) or fb == 0.0:
+    """The member between `low` and `high`, both a step away from `base`, at which `value` is 0, by
+    secants and halvings; None where it has the same sign at both, or is lost."""
+    a, fa = low.arclength - base.arclength, value(low)
+    b, fb = high.arclength - base.arclength, value(high)
+    if (fa < 0) == (fb < 0):
         return None
-    scale, width, at, f = max(abs(fa), abs(fb)), b, after, fb
+    scale, width, at, f = max(abs(fa), abs(fb)), b - a, high, fb
     for i in range(LOCATE):
-        middle = a - fa * (b - a) / (fb - fa) if i % 3 != 2 else 0.5 * (a + b)
-        at, _ = branch.correct(before, middle)
-        f = value(at)
         if abs(f) < 1e-11 * scale or b - a < 1e-12 * width:
             break
+        middle = a - fa * (b - a) / (fb - fa) if i % 3 != 2 else 0.5 * (a + b)
+        at, _ = branch.correct(base, middle)
+        f = value(at)
         if (f < 0) == (fa < 0):
             a, fa = middle, f
         else:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Complex, Float
 from .._cell import AbstractCell, AntisymmetricCell
 from .._solver import Taylor
 from .._types import is_traced
-from .branch import LOST, Bifurcation, Branch, Member, follow, locate
+from .branch import LOST, Bifurcation, Branch, Member, follow, locate, step_sizes
 from .flow import checked_flow, positive, whole
 from .periodic import (
     STEPS,
@@ -118,7 +118,7 @@ def orbit_family(
             "cell.activation), which has the same orbits in z = W y + b."
         )
     limit, most = positive("max_energy", max_energy), whole("max_orbits", max_orbits, 2)
-    ds, longest = positive("step", step), positive("max_step", max_step)
+    ds, longest = step_sizes(step, max_step)
     x, period = _start(cell, start)
     flow, x = checked_flow(cell, x, None, None, exact=Taylor(16))
     tol = TOLERANCES[x.dtype == jnp.float64] if tol is None else positive("tol", tol)
@@ -158,11 +158,11 @@ def orbit_family(
             def beyond(member: Member, before=before, column=column, edge=edge) -> float:
                 return complex(_followed(before, indices(member))[column]).real - edge
 
-            at = locate(on, members[-1], member, beyond, tol)
+            at = locate(on, members[-1], members[-1], member, beyond, tol)
             # Columns that changed places between two members are no crossing.
             if at is not None and abs(beyond(at)) < ON_CIRCLE:
                 x, T = on.x(at.z), on.period(at.z)
-                found.append(Bifurcation(kind, energy(at), T, x, after=len(members) - 1))
+                found.append(Bifurcation(kind, energy(at), T, x, at.arclength))
         members.append(member)
         index.append(after)
         if energy(member) >= limit:

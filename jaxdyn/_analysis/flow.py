@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -36,15 +36,15 @@ class Flow(eqx.Module):
         self, t: Float[Array, ""], dt: Float[Array, ""], x: Float[Array, " n"]
     ) -> Float[Array, " n"]:
         """The state at t + dt."""
-        if isinstance(self.solver, AbstractCellSolver):
+        if isinstance(self.field, AbstractCell):
             return self.solver.advance(self.field, t, dt, x, self.args)
-        return _runge_kutta(self.solver.tableau, self.rate, t, dt, x)
+        return _runge_kutta(_tableau(self.solver), self.rate, t, dt, x)
 
     def advance_batch(
         self, t: Float[Array, ""], dt: Float[Array, ""], x: Float[Array, "n b"]
     ) -> Float[Array, "n b"]:
         """The same of a batch in the minor axis, with what `prepared` has worked out."""
-        if isinstance(self.solver, AbstractCellSolver):
+        if isinstance(self.field, AbstractCell):
             return self.solver.advance_batch(self.field, t, dt, x, SharedInput(self.args))
         return jax.vmap(lambda x: self.advance(t, dt, x), in_axes=1, out_axes=1)(x)
 
@@ -55,7 +55,27 @@ class Flow(eqx.Module):
         return Flow(self.solver.prepare(self.field, dt), self.solver, self.args)
 
 
-def _runge_kutta(tableau: diffrax.ButcherTableau, rate: Callable, t, dt, x):
+class _Tableau(NamedTuple):
+    """What of a Butcher tableau constant steps need."""
+
+    b_sol: Any
+    a_lower: Any
+    c: Any
+
+
+# Runge and Kutta's own.
+_CLASSIC = _Tableau(
+    (1 / 6, 1 / 3, 1 / 3, 1 / 6), ((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (0.5, 0.5, 1)
+)
+
+
+def _tableau(solver: Any) -> _Tableau:
+    if isinstance(solver, RK4):
+        return _CLASSIC
+    return _Tableau(solver.tableau.b_sol, solver.tableau.a_lower, solver.tableau.c)
+
+
+def _runge_kutta(tableau: _Tableau, rate: Callable, t, dt, x):
     """One step of an explicit method; a last stage that the solution does not use is left out."""
     weights = np.asarray(tableau.b_sol)
     stages = int(np.max(np.nonzero(weights)[0])) + 1

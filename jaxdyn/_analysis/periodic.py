@@ -288,7 +288,9 @@ def _solved(flow, guess, period_guess, conserved, wanted, steps, tol, max_steps)
     at = march(flow, z[:-1], period, steps)
     residual = jnp.max(jnp.abs(at - z[:-1]))
     error = jnp.max(jnp.abs(march(fixed, z[:-1], period, 2 * steps) - at))
-    z = z - jnp.linalg.pinv(jacobian) @ equations(z, at)
+    # Without directions in which there are other orbits, where `invariants` are missing.
+    rounding = float(jnp.finfo(z.dtype).eps) ** 0.5
+    z = z - jnp.linalg.pinv(jacobian, rtol=rounding) @ equations(z, at)
     x, period = z[:-1], period_guess * jnp.exp(z[-1])
     rate = jnp.linalg.norm(fixed.rate(zero, x))
     status = jnp.where(residual <= tol, 0, 1)
@@ -301,7 +303,9 @@ def _solved(flow, guess, period_guess, conserved, wanted, steps, tol, max_steps)
     )
 
 
-def least_squares(shoot: Callable, start: Array, max_steps: int) -> tuple[Array, ...]:
+def least_squares(
+    shoot: Callable, start: Array, max_steps: int, damping: float = 1e-3
+) -> tuple[Array, ...]:
     """Levenberg-Marquardt: the best z, what `shoot` says there, and how often it shot.
 
     Of our own because `shoot` is all there is to compile, and a general method has it compiled
@@ -335,8 +339,7 @@ def least_squares(shoot: Callable, start: Array, max_steps: int) -> tuple[Array,
 
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
     infinite = jnp.full((), jnp.inf, start.dtype)
-    damping = jnp.full((), 1e-3, start.dtype)
-    state = (start, start, infinite, damping, jnp.asarray(0), *zeros)
+    state = (start, start, infinite, jnp.full((), damping, start.dtype), jnp.asarray(0), *zeros)
     _, z, _, _, done, r, jacobian, monodromy = jax.lax.while_loop(over, improve, state)
     return z, r, jacobian, monodromy, done
 
