@@ -248,12 +248,12 @@ def test_a_network_of_four_units_from_its_birth_to_a_torus():
     np.testing.assert_array_equal(family.stable, np.asarray(family.parameter) > torus.at)
 
 
-def flipped_twice(p):
+def flipped_twice(p, later=0.01):
     """As `flipped`, with another such pair a little later."""
 
     def field(t, v, args):
         x, y, u, w = flipped(p)(t, v[:4], args)
-        second = flipped(p - 0.01)(t, jnp.concatenate([v[:2], v[4:]]), args)
+        second = flipped(p - later)(t, jnp.concatenate([v[:2], v[4:]]), args)
         return jnp.concatenate([jnp.stack([x, y, u, w]), second[2:]])
 
     return field
@@ -267,6 +267,18 @@ def test_two_that_cross_in_one_step_are_both_found():
     )
     assert [b.kind for b in family.bifurcations] == ["period doubling"] * 2
     np.testing.assert_allclose([b.at for b in family.bifurcations], [0.0, 0.01], atol=1e-8)
+
+
+def test_two_that_cross_at_the_same_place_are_told_of():
+    def of(p):
+        return flipped_twice(p, 0.0)
+
+    x0 = [1.0, 0, 0, 0, 0, 0]
+    start = jd.periodic_orbit(of(-0.02), x0, 2 * np.pi, steps=200, solver=jd.RK4())
+    family = jd.cycle_family(of, start, -0.02, between=(-0.02, 0.02))
+    (point,) = family.bifurcations
+    assert point.kind == "period doubling" and point.at == pytest.approx(0.0, abs=1e-6)
+    assert bool(family.stable[0]) and not bool(family.stable[-1])
 
 
 def test_a_start_at_a_bifurcation_and_at_a_bound():

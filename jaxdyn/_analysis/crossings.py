@@ -61,19 +61,19 @@ def _outside(branch: Branch, member: Member) -> np.ndarray:
 def _changes(
     branch: Branch, base: Member, low: Member, high: Member, halvings: int
 ) -> Iterator[tuple[Member, Member, int]]:
-    """Pieces of a step in which one multiplier, or one complex pair, crosses the circle."""
+    """Pieces of a step in which one multiplier, or one complex pair, crosses the circle; or more
+    of them at one and the same place."""
     change = _outside(branch, high) - _outside(branch, low)
     # Multipliers that meet outside turn from two real ones into a complex pair: no crossing.
     if change[0] + change[1] + 2 * change[2] == 0 and not np.any(change[:2] % 2):
         return
-    if np.sum(np.abs(change)) == 1:
+    if np.sum(np.abs(change)) == 1 or not halvings:
         yield low, high, int(np.argmax(np.abs(change)))
         return
-    if halvings:
-        ahead = 0.5 * (low.arclength + high.arclength) - base.arclength
-        middle, _ = branch.correct(base, ahead)
-        yield from _changes(branch, base, low, middle, halvings - 1)
-        yield from _changes(branch, base, middle, high, halvings - 1)
+    ahead = 0.5 * (low.arclength + high.arclength) - base.arclength
+    middle, _ = branch.correct(base, ahead)
+    yield from _changes(branch, base, low, middle, halvings - 1)
+    yield from _changes(branch, base, middle, high, halvings - 1)
 
 
 def _crossing(

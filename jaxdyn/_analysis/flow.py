@@ -29,6 +29,13 @@ class Flow(eqx.Module):
     solver: Any
     args: Any
 
+    @property
+    def _by_tableau(self) -> bool:
+        """RK4 serves both kinds of field; what it has prepared of a cell is one."""
+        if isinstance(self.solver, RK4):
+            return not isinstance(self.field, AbstractCell)
+        return not isinstance(self.solver, AbstractCellSolver)
+
     def rate(self, t: Float[Array, ""], x: Float[Array, " n"]) -> Float[Array, " n"]:
         return self.field(t, x, self.args)
 
@@ -36,7 +43,7 @@ class Flow(eqx.Module):
         self, t: Float[Array, ""], dt: Float[Array, ""], x: Float[Array, " n"]
     ) -> Float[Array, " n"]:
         """The state at t + dt."""
-        if isinstance(self.field, AbstractCell):
+        if not self._by_tableau:
             return self.solver.advance(self.field, t, dt, x, self.args)
         return _runge_kutta(_tableau(self.solver), self.rate, t, dt, x)
 
@@ -44,7 +51,7 @@ class Flow(eqx.Module):
         self, t: Float[Array, ""], dt: Float[Array, ""], x: Float[Array, "n b"]
     ) -> Float[Array, "n b"]:
         """The same of a batch in the minor axis, with what `prepared` has worked out."""
-        if isinstance(self.field, AbstractCell):
+        if not self._by_tableau:
             return self.solver.advance_batch(self.field, t, dt, x, SharedInput(self.args))
         return jax.vmap(lambda x: self.advance(t, dt, x), in_axes=1, out_axes=1)(x)
 
