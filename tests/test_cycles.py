@@ -198,6 +198,22 @@ def test_three_units_keep_the_casimir_that_their_shell_keeps():
     assert family.multipliers.shape[1] == 1 and bool(jnp.all(family.stable))
 
 
+def test_a_casimir_that_ends_with_the_parameter_is_said():
+    W = jd.DenseSkew.random(3, key=jr.key(1))
+    keep = W.kernel()
+
+    def of(p):
+        shell = jd.EnergyShell(0.5, 0.3, keep=keep)
+        operator = jd.DenseSkew(W.entries.at[0].add(p))
+        return jd.PoissonCell(operator, jd.Tanh(), regulator=shell)
+
+    turn = 2 * np.pi / float(W.frequencies()[0])
+    x0 = W.mv(jnp.array([1.0, 0.5, -0.5]))
+    start = jd.periodic_orbit(of(0.0), x0, 1.2 * turn, solver=jd.RK4(), steps=400)
+    with pytest.raises(RuntimeError, match="linear invariants change"):
+        jd.cycle_family(of, start, 0.0, between=(-0.5, 0.5))
+
+
 def test_as_a_table_and_in_float32():
     cell = jd.PoissonCell(
         jd.DenseSkew(jnp.array([-1.3], jnp.float32)),
