@@ -96,6 +96,9 @@ if _TYPE_CHECKING:
     from ._analysis import power_spectrum as power_spectrum
     from ._analysis import sali as sali
     from ._analysis import verdict as verdict
+    from ._ensemble import Sweep as Sweep
+    from ._ensemble import reductions as reductions
+    from ._ensemble import sweep as sweep
     from ._train import EncodedOscillator as EncodedOscillator
     from ._train import Fit as Fit
     from ._train import Oscillator as Oscillator
@@ -139,6 +142,11 @@ _ROOMS = {
         "PowerSpectrum",
         "sali",
         "verdict",
+    ),
+    "_ensemble": (
+        "reductions",
+        "Sweep",
+        "sweep",
     ),
     "_train": (
         "EncodedOscillator",

@@ -641,11 +641,69 @@ def refused() -> list[Case]:
         options = (jnp.sin,) if activation is jd.FunctionActivation else ()
         call = lambda a=activation, options=options: a(*options)(INTEGERS)  # noqa: E731
         cases.append(Case(activation.__name__, "integers", call, T, "x must be", "Convert it"))
+    for change, *says in SWEPT:
+        what = re.sub(r" at 0x\w+", "", str(change))
+        call = lambda change=change: sweeping(**change)  # noqa: E731
+        cases.append(Case("sweep", what, call, *says))
     for what, *solve in DIVERGING:
         call = lambda solve=solve: diverge(*solve)  # noqa: E731
         message = ("state became infinite or NaN", "Take a smaller `dt`")
         cases.append(Case("simulate", f"{what} diverges", call, R, *message))
     return cases
+
+
+def sweeping(cell=CELL, x0=XS, **change):
+    return jd.sweep(cell, x0, **{"t1": 1.03, "dt": 0.1} | change)
+
+
+ONE_EACH = {"a": np.ones(2)}
+SWEPT: list[tuple[dict, str, str, str]] = [
+    ({"cell": "cell"}, T, "`cell` must be", "or a function"),
+    ({"cell": jd.PoissonCell}, T, "`cell` must be", "or a function"),
+    ({"cell": lambda a: CELL}, T, "`parameters` must be a dict", "one row for each"),
+    ({"parameters": ONE_EACH}, V, "`parameters` are those of a `cell`", "leave them out"),
+    ({"cell": lambda a: CELL, "parameters": {"b": np.ones(2)}}, T, "`cell`", "a function of b"),
+    ({"cell": lambda a: CELL, "parameters": {"a": np.ones(5)}}, V, "`x0` 2", "be the same"),
+    ({"cell": lambda a: CELL, "parameters": {"a": 1.0}}, V, r'`parameters\["a"\]`', "one row"),
+    ({"cell": lambda a: CELL, "parameters": {"a": ["x"] * 2}}, T, "`parameters", "give seeds"),
+    ({"cell": lambda a: CELL, "parameters": {"no name": XS}}, V, "`parameters`", "which must"),
+    ({"cell": lambda a: CELL, "parameters": {"time": XS}}, V, "`parameters`", "none of member"),
+    ({"cell": lambda a: 3, "parameters": ONE_EACH}, T, "`cell` must be", "it returned 3"),
+    ({"x0": X}, V, "`x0` must have shape", "a row for each"),
+    ({"x0": XS[:, :2]}, V, "`x0` must have shape", r"\(b, 3\)"),
+    ({"x0": XS[:0]}, V, "`x0` is an empty batch", "at least one"),
+    ({"x0": "x"}, T, "`x0` must hold", "real numbers"),
+    ({"x0": np.ones((2, 3)) * 1j}, T, "`x0` must be real", "x0.real"),
+    ({"x0": XS * NAN}, V, "`x0` holds NaN", "must be finite"),
+    ({"x0": lambda cell, key: X}, T, "`key` must be", r"jax.random.key\(0\)"),
+    ({"x0": lambda cell, key: X, "key": 3}, T, "`key` must be", r"jax.random.key\(0\)"),
+    ({"x0": lambda cell, key: X, "key": KEY}, V, "`trajectories`", "how many there are"),
+    ({"x0": lambda c, k: X[:2], "key": KEY, "trajectories": 2}, V, "`x0` must return", r"\(3,\)"),
+    ({"key": KEY}, V, "`key` is for", "leave it out"),
+    ({"trajectories": 40}, V, "`trajectories` 40", "must be the same"),
+    ({"trajectories": 1.5}, V, "`trajectories`", "an integer >= 1"),
+    ({"t1": 0.0}, V, "`t1`", "take a later one"),
+    ({"dt": -0.1}, V, "`dt`", "must be > 0"),
+    ({"n_steps": 3}, V, "`t1`", "exactly one"),
+    ({"cell": DRIVEN, "args": jnp.ones(3)}, V, "args", r"\(2,\)"),
+    ({"solver": "strang"}, T, "`solver`", "a solver object"),
+    ({"solver": jd.ExactLinear()}, V, "ExactLinear", "jaxdyn.Taylor"),
+    ({"keep": []}, T, "`keep` must be a dict", "EnergyDrift"),
+    ({"keep": {"time": len}}, V, "`keep`", "none of member, status, time"),
+    ({"keep": {"a": jd.reductions.FinalState}}, T, r'`keep\["a"\]`', "not the class"),
+    ({"keep": {"a": lambda t: {"b": 1}, "a_b": lambda t: 1}}, V, "`keep`", "another"),
+    ({"every": 0}, V, "`every`", "an integer >= 1"),
+    ({"every": 12}, V, "`every`", "at most 11"),
+    ({"chunk": 2.0}, T, "`chunk`", "an integer >= 1"),
+    ({"retries": -1}, V, "`retries`", "an integer >= 0"),
+    ({"resume": True}, V, "`resume=True`", "say which"),
+    ({"store": 3}, T, "`store`", "name of a folder"),
+    ({"store": os.path.join("no", "where")}, "OSError", "no such folder", "'?.*no'?"),
+    ({"attributes": {"a": np.ones(2)}}, T, "`attributes`", "what JSON can hold"),
+    ({"engine": jd.Threads(), "mesh": jax.make_mesh((1,), ("b",))}, V, "`mesh`", "leave one"),
+    ({"mesh": 2}, T, "`mesh`", "jax.sharding.Mesh"),
+    ({"progress": 1}, T, "`progress`", "True or False"),
+]
 
 
 DIVERGING = [
@@ -729,7 +787,7 @@ def test_every_public_name_has_a_case():
     }
     made = {"EncodedOscillator", "Progress", "LyapunovSpectrum", "Indicator", "PeriodicOrbit"}
     made |= {"FloquetMultipliers", "PoincareSection", "Frequencies", "PowerSpectrum"}
-    made |= {"FrequencyMap", "FixedPoints", "OrbitFamily", "CycleFamily", "Bifurcation"}
+    made |= {"FrequencyMap", "FixedPoints", "OrbitFamily", "CycleFamily", "Bifurcation", "Sweep"}
     assert public - {case.subject for case in REFUSED} == made
 
 

@@ -11,7 +11,8 @@ import jaxdyn as jd
 from jaxdyn import initialisers as i
 from jaxdyn import losses as l
 from jaxdyn import signals as s
-from jaxdyn._train.checkpoint import Checkpoint, fingerprint
+from jaxdyn._fingerprint import fingerprint
+from jaxdyn._train.checkpoint import Checkpoint
 from jaxdyn._train.stages import Record
 
 SMALL = s.tones([1.0, 2.3], channels=2, n_samples=100, dt=0.2)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+import zarr
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxdyn as jd
@@ -42,6 +43,12 @@ def solve(mesh, x0=None, **how):
     given, u = case(BATCH if x0 is None else len(x0))
     how = {"n_steps": 10, "dt": 0.1, "saveat": SAVEAT} | how
     return jd.simulate(CELL, given if x0 is None else x0, args=u, mesh=mesh, **how)
+
+
+def sweep(**how):
+    """With a chunk that does not divide by the number of devices."""
+    undriven = jd.PoissonCell(W, jd.Tanh())
+    return jd.sweep(undriven, case()[0], n_steps=10, dt=0.1, chunk=150, **how)
 
 
 def line_of(count):
@@ -76,6 +83,9 @@ def on_many_devices(out):
     for name, adjoint in (("stored", None), ("reversed", jd.ReversibleAdjoint())):
         gradient = eqx.filter_jit(eqx.filter_grad(loss))(CELL, adjoint)
         found[f"gradient {name}"] = gradient.operator.entries
+    for count in (2, 8):
+        swept = sweep(mesh=line_of(count))
+        found |= {f"sweep {count} {name}": value for name, value in swept.arrays.items()}
     np.savez(out, **{name: np.asarray(value) for name, value in found.items()})
 
 
@@ -86,6 +96,12 @@ def in_many_processes(out):
     (shard,) = sol.ys.addressable_shards
     np.savez(out, start=shard.index[0].start or 0, ys=np.asarray(shard.data))
     np.testing.assert_array_equal(sol.ts, [0.0, 0.33, 1.0])
+    folder = pathlib.Path(out).parent
+    sweep(store=folder / "sweep.zarr")
+    refused = RuntimeError if jax.process_index() else ValueError
+    with pytest.raises(refused, match=r"first process failed|exists"):
+        sweep(store=folder / "sweep.zarr")
+    sweep(store=folder / "sweep.zarr", resume=True)
     linear = jd.PoissonCell(W, jd.Identity())
     how = {"solver": jd.Taylor(1), "dt": 10.0, "n_steps": 2000, "mesh": line_of(PROCESSES)}
     with pytest.raises(Exception, match="infinite or NaN"):
@@ -146,8 +162,17 @@ def test_two_processes_solve_their_halves(tmp_path):
             process.kill()
     parts = sorted((dict(np.load(out)) for out in outs), key=lambda part: int(part["start"]))
     assert [int(part["start"]) for part in parts] == [0, 2048]
+    stored = zarr.open_group(str(tmp_path / "sweep.zarr"), mode="r")
+    for name, value in sweep().arrays.items():
+        np.testing.assert_array_equal(stored[name][...], value)
     whole = np.concatenate([part["ys"] for part in parts])
     np.testing.assert_array_equal(whole, solve(line_of(1), case(4096)[0]).ys)
+
+
+def test_a_sweep_does_not_depend_on_the_number_of_devices(many):
+    for name, value in sweep().arrays.items():
+        for count in (2, 8):
+            np.testing.assert_array_equal(many[f"sweep {count} {name}"], value)
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ class Fit:
         import jax
 
         from .. import __version__
-        from .._train.checkpoint import fingerprint
+        from .._fingerprint import fingerprint
 
         options = [
             getattr(self, field.name)

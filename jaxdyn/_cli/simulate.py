@@ -5,11 +5,22 @@ import json
 import math
 import sys
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from .._files import replacing
-from .common import caching, first_line, print_table, refuse, require, writing
+from .common import (
+    UsageError,
+    caching,
+    first_line,
+    in_options,
+    print_table,
+    refuse,
+    require,
+    writing,
+)
 
 ACTIVATIONS = {
     "tanh": "Tanh",
@@ -50,6 +61,7 @@ SOLVERS = {
     "taylor": "Taylor",
     "euler": "Euler",
 }
+OF_THE_NETWORK = ("activation", "operator", "scale", "energy")
 # Rows of saved states when --save-every is not given.
 DEFAULT_ROWS = 100
 
@@ -88,12 +100,20 @@ class Simulate:
     """Save after every so many steps; by default about 100 times a run."""
     out: Path | None = None
     """File (.npz) for states (b, t, n), times, energies, W and metadata; none by default."""
+    store: Path | None = None
+    """Instead of --out: a Zarr folder, written chunk by chunk, for ensembles of any size. It has
+    the final state and the energy drift of every trajectory, and with --save-every its states."""
+    resume: bool = False
+    """Go on with the --store of a run of the same options that was killed, if there is one."""
     cache: Path | None = None
     """Folder, made if need be, that keeps compiled programs for later runs; none by default."""
 
     def __call__(self) -> int:
         self.check()
         with caching(self.cache):
+            if self.store is not None:
+                with self.enabled_x64():
+                    return self.sweep(self.store)
             if self.out is None:
                 return self.run(None)
             with writing(self.out), replacing(self.out) as file:
@@ -134,9 +154,18 @@ class Simulate:
             require(self.activation == "identity", "solver", self.solver, cure)
         if self.out is not None:
             require(self.out.suffix == ".npz", "out", self.out, "give a name that ends in .npz")
+            require(self.store is None, "out", self.out, "give either this or --store")
+        require(
+            self.store is not None or not self.resume, "resume", "", "it goes on with a --store"
+        )
 
-    def build(self) -> tuple[Any, Any, Any]:
-        """The cell, the initial states and the solver."""
+    def enabled_x64(self) -> Any:
+        import jax
+
+        return jax.enable_x64(self.dtype == "float64")
+
+    def build(self) -> tuple[Any, Callable, Any]:
+        """The cell, the initial state as a function of it and of a key, and the solver."""
         import diffrax
         import jax.numpy as jnp
         import jax.random as jr
@@ -146,7 +175,7 @@ class Simulate:
         from .._solver import AbstractCellSolver
         from .._study.measure import at_energy
 
-        key_w, key_x = jr.split(jr.key(self.seed))
+        key_w, _ = self.keys()
         dtype = jnp.dtype(self.dtype)
         operator = getattr(jd, OPERATORS[self.operator])
         activation = getattr(jd, ACTIVATIONS[self.activation])()
@@ -164,15 +193,97 @@ class Simulate:
                 solver.check(cell)
             except ValueError as error:
                 refuse("solver", self.solver, first_line(error))
-        x0 = jr.normal(key_x, (self.trajectories, self.units), dtype)
-        if self.energy is not None:
-            x0 = at_energy(cell, x0, jnp.asarray(self.energy, dtype))
-        return cell, x0, solver
 
-    def run(self, file: Any) -> int:
+        def start(cell: Any, key: Any) -> Any:
+            x0 = jr.normal(key, (self.units,), dtype)
+            if self.energy is None:
+                return x0
+            return at_energy(cell, x0[None], jnp.asarray(self.energy, dtype))[0]
+
+        return cell, start, solver
+
+    def keys(self) -> tuple[Any, Any]:
+        """Of W, and of the initial states."""
+        import jax.random as jr
+
+        key_w, key_x = jr.split(jr.key(self.seed))
+        return key_w, key_x
+
+    def sweep(self, store: Path) -> int:
+        """The run, chunk by chunk into `store`."""
+        import numpy as np
+
+        import jaxdyn as jd
+
+        from .._ensemble.layout import DIVERGED, DONE
+
+        options = {"store": f"--store {store}", "resume": "--resume", "keep": "--save-every"}
+        options |= {"trajectories": f"--trajectories {self.trajectories}"}
+        cell, start, solver = self.build()
+        keep: dict[str, Any] = {
+            "final_state": jd.reductions.FinalState(),
+            "energy_drift": jd.reductions.EnergyDrift(),
+        }
+        if self.save_every is not None:
+            keep["states"] = jd.reductions.States()
+        about = dataclasses.asdict(self)
+        began = time.perf_counter()
+        try:
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always", UserWarning)
+                found = jd.sweep(
+                    cell,
+                    start,
+                    t1=self.t1,
+                    dt=self.dt,
+                    solver=solver,
+                    trajectories=self.trajectories,
+                    key=self.keys()[1],
+                    keep=keep,
+                    every=self.save_every,
+                    store=store,
+                    resume=self.resume,
+                    attributes={name: about[name] for name in ("seed", *OF_THE_NETWORK)},
+                    progress=sys.stderr.isatty(),
+                )
+        except (ValueError, ImportError) as error:
+            raise UsageError(in_options(error, options).rstrip(".") + ".") from error
+        except OSError as error:
+            raise UsageError(f"--store {store}: {in_options(error, options)}.") from error
+        except RuntimeError as error:
+            print(f"jaxdyn simulate: {in_options(error, options)}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt("what is in --store is kept: go on with --resume") from error
+        for warning in told:
+            print(f"jaxdyn simulate: {warning.message}", file=sys.stderr)
+        status, drift = found["status"][...], found["energy_drift"][...]
+        good = status == DONE
+        rows = self.settings()
+        if np.any(good):
+            rows += [drift_row(drift[good])]
+        wall, solving = time.perf_counter() - began, found.seconds["solving"]
+        rows += [
+            ("diverged", f"{np.count_nonzero(status == DIVERGED):,} trajectories"),
+            ("wall time", f"{wall:.1f} s, {solving:.1f} of them solving, compilation included"),
+        ]
+        print_table(rows)
+        print(f"wrote {store}")
+        return 0 if np.all(good) else 1
+
+    def settings(self) -> list[tuple[str, str]]:
+        """Rows of the table that say what is run."""
         import jax
 
-        with jax.enable_x64(self.dtype == "float64"):
+        steps = f"{self.steps:,} steps of {self.dt:g}"
+        return [
+            ("network", f"{self.units} units, {self.activation}, {self.operator} W"),
+            ("run", f"{self.trajectories:,} trajectories x {steps}"),
+            ("solver", f"{self.solver}, {self.dtype}, {jax.default_backend()}"),
+        ]
+
+    def run(self, file: Any) -> int:
+        with self.enabled_x64():
             return self._run(file)
 
     def _run(self, file: Any) -> int:
@@ -191,7 +302,10 @@ class Simulate:
             check_memory(jax.ShapeDtypeStruct(shape, jnp.dtype(self.dtype)), saveat, self.steps)
         except ValueError as error:
             refuse("trajectories", self.trajectories, first_line(error))
-        cell, x0, solver = self.build()
+        cell, start, solver = self.build()
+        numbers = jnp.arange(self.trajectories)
+        key = self.keys()[1]
+        x0 = jax.jit(jax.vmap(lambda i: start(cell, jax.random.fold_in(key, i))))(numbers)
 
         def solve(x0):
             sol = jd.simulate(
@@ -224,14 +338,9 @@ class Simulate:
         rate = self.trajectories * self.steps / running
         print_table(
             [
-                ("network", f"{self.units} units, {self.activation}, {self.operator} W"),
-                (
-                    "run",
-                    f"{self.trajectories:,} trajectories x {self.steps:,} steps of {self.dt:g}",
-                ),
-                ("solver", f"{self.solver}, {self.dtype}, {jax.default_backend()}"),
+                *self.settings(),
                 ("energy at the start", f"{float(jnp.mean(energy0)):.4g} (mean)"),
-                ("energy drift", f"{np.median(drift):.2e} (median), {np.max(drift):.2e} (worst)"),
+                drift_row(drift),
                 ("Casimir drift", f"{casimir:.2e}"),
                 ("compile time", f"{compiling:.2f} s"),
                 ("wall time", f"{running:.3f} s"),
@@ -257,3 +366,9 @@ class Simulate:
             )
             print(f"wrote {self.out}")
         return 0
+
+
+def drift_row(drift: Any) -> tuple[str, str]:
+    import numpy as np
+
+    return "energy drift", f"{np.median(drift):.2e} (median), {np.max(drift):.2e} (worst)"

@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, PyTree
 
-from .._cell import AbstractInputs
+from .._cell import AbstractCell, AbstractInputs
 from .._solver import AbstractCellSolver
 from .._types import Args, is_traced
 from .adjoint import ReversibleAdjoint
@@ -59,7 +60,8 @@ def integrate_on_mesh(
     On CPUs in tiles whose size depends on the batch only, so that every trajectory has the same
     numbers, to the last bit, on any number of devices.
     """
-    tile = _tile(rollout.solver, rollout, mesh)
+    batch, dtype = rollout.x0.shape[0], rollout.x0.dtype
+    tile = tile_on(list(mesh.devices.flat), rollout.solver, rollout.cell, batch, dtype)
     # Whether its axes are explicit (those of jax.make_mesh are) is no concern of a solve.
     mesh = Mesh(mesh.devices, mesh.axis_names)
     rollout = eqx.tree_at(lambda r: r.x0, rollout, _on(mesh, rollout.x0))
@@ -68,11 +70,17 @@ def integrate_on_mesh(
     return _on_mesh(rollout, rows, total, adjoint, mesh, tile)
 
 
-def _tile(solver: AbstractCellSolver, rollout: Rollout, mesh: Mesh) -> int | None:
-    if any(device.platform != "cpu" for device in mesh.devices.flat):
+def tile_on(
+    devices: list, solver: diffrax.AbstractSolver, cell: AbstractCell, batch: int, dtype: Any
+) -> int | None:
+    """The size of the tiles in which `batch` trajectories are shared among `devices`, whose number
+    does not matter; None where there are none, not being CPUs."""
+    if any(device.platform != "cpu" for device in devices):
         return None
-    most = solver.tile(rollout.cell, rollout.x0.dtype.itemsize, shared=True) or DEFAULT_TILE
-    return min(most, GRAIN * -(-rollout.x0.shape[0] // (GRAIN * LEAST_TILES)))
+    most = None
+    if isinstance(solver, AbstractCellSolver):
+        most = solver.tile(cell, dtype.itemsize, shared=True)
+    return min(most or DEFAULT_TILE, GRAIN * -(-batch // (GRAIN * LEAST_TILES)))
 
 
 def _on(mesh: Mesh, x0: Array) -> Array:

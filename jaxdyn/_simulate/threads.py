@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -84,19 +85,27 @@ def integrate_in_threads(rollout: Rollout, rows: Rows, engine: Threads) -> Any:
     leaves, structure = jax.tree.flatten((rollout, rows))
     rest = tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)
     arrays = [leaf if eqx.is_array(leaf) else None for leaf in leaves]
-    x64 = jax.config.jax_enable_x64  # what a thread sees of it is its own
 
     def solve(start: int) -> Any:
-        with jax.enable_x64(x64):
-            out = _part(arrays, np.int32(start), structure, rest, size, tile)
-            return jax.block_until_ready(out)
+        return _part(arrays, np.int32(start), structure, rest, size, tile)
 
     starts = [min(start, batch - size) for start in range(0, batch, size)]
     try:
-        parts = list(_pool(engine.count()).map(solve, starts))
+        parts = on_threads(engine.count(), solve, starts)
     except jax.errors.UnexpectedTracerError as error:
         raise ValueError(INSIDE) from error
     return _joined(parts, len(starts) * size - batch)
+
+
+def on_threads(workers: int, work: Callable[[Any], Any], things: list) -> list:
+    """`work` done on every one of `things`, on `workers` threads."""
+    x64 = jax.config.jax_enable_x64  # what a thread sees of it is its own
+
+    def there(thing: Any) -> Any:
+        with jax.enable_x64(x64):
+            return jax.block_until_ready(work(thing))
+
+    return list(_pool(workers).map(there, things))
 
 
 @functools.cache

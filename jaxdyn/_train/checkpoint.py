@@ -4,12 +4,10 @@ import dataclasses
 import hashlib
 import io
 import json
-import re
 import struct
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,24 +16,6 @@ from .._files import replacing
 from .stages import Record
 
 MAGIC = b"JDYNCKP1"
-
-
-def fingerprint(*parts: Any) -> str:
-    """A digest of what a fit is asked to do: of arrays by their bytes, of modules by parts."""
-    digest = hashlib.sha256()
-    for part in parts:
-        leaves, structure = jax.tree.flatten(part)
-        # Where a function of the user's lies in memory differs from process to process.
-        digest.update(re.sub(r" at 0x[0-9a-fA-F]+", "", repr(structure)).encode())
-        for leaf in leaves:
-            if eqx.is_array_like(leaf) and not isinstance(leaf, bool | int | float | complex):
-                array = np.asarray(leaf)
-                digest.update(f"{array.dtype}{array.shape}".encode())
-                digest.update(array.tobytes())
-            else:
-                digest.update(repr(leaf).encode())
-        digest.update(b"|")
-    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .._fingerprint import fingerprint
 from .._solver import AbstractCellSolver
-from .checkpoint import Checkpoint, fingerprint
+from .checkpoint import Checkpoint
 from .initialisers import AbstractInitialiser
 from .losses import AbstractLoss
 from .oscillator import (
