@@ -24,6 +24,7 @@ NAMES = (
     "fit",
     "forecast",
     "lyapunov",
+    "sweep",
 )
 
 

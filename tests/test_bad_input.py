@@ -522,6 +522,7 @@ def fitted():
 TRAINING = [
     ("fit", "NaN", lambda: train(Y * NAN), V, "NaN at sample 0", "mask=~np.isnan"),
     ("fit", "a trend", lambda: train(np.arange(100.0)), V, "`signal`", "at least 2"),
+    ("fit", "mesh", lambda: train(mesh=2), T, "`mesh`", "jax.sharding.Mesh"),
     ("fit", "key a seed", lambda: train(key=0), T, "`key`", "jax.random.key"),
     ("Fit", "save nowhere", lambda: fitted().save("/no/m"), "OSError", "No such", "/no/m"),
     ("save_module", "module", lambda: jd.save_module("x.eqx", 3), T, "`module`", "numpy.save"),

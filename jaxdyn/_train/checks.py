@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from .._solver import AbstractCellSolver
 from .initialisers import AbstractInitialiser, FrequenciesFirst
@@ -37,9 +38,16 @@ def checked_request(given: dict[str, Any]) -> Request:
         ("loss", AbstractLoss, "one of jaxdyn.losses, such as Trajectory()"),
         ("optimiser", optax.GradientTransformation, "one of optax's, such as optax.adam(1e-3)"),
         ("solver", AbstractCellSolver, "one of jaxdyn's, such as jaxdyn.RK4()"),
+        ("mesh", Mesh, 'a jax.sharding.Mesh such as jax.make_mesh((2,), ("b",))'),
     ):
         if given[name] is not None and not isinstance(given[name], kind):
             raise TypeError(f"`{name}` must be {cure}, or None; got {given[name]!r}.")
+    mesh = given["mesh"]
+    if mesh is not None:
+        if any(device.process_index != jax.process_index() for device in mesh.devices.flat):
+            raise ValueError(
+                "`mesh` must have devices of this process only: a fit is that of one process."
+            )
     units = _count("units", given["units"], 2)
     if signal.n_channels > units:
         raise ValueError(
@@ -87,6 +95,7 @@ def checked_request(given: dict[str, Any]) -> Request:
         callback=callback,
         checkpoint=given["checkpoint"],
         resume=bool(given["resume"]),
+        mesh=mesh,
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from .._solver import AbstractCellSolver
@@ -45,6 +46,7 @@ def fit(
     callback: Callback | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
+    mesh: Mesh | None = None,
 ) -> Fit:
     r"""Fits a skew-symmetric network that reproduces a signal and runs on without end.
 
@@ -92,6 +94,9 @@ def fit(
     - `callback`: called with a `Progress` after every round; returns True to end the stage.
     - `checkpoint`, `resume`: a file that is replaced after every round, and whether to go on from
       the one that is there. A resumed fit ends with the very numbers of an undisturbed one.
+    - `mesh`: a `jax.sharding.Mesh` of this process's devices, to which the restarts are dealt out;
+      each compiles for itself. On CPUs the result does not depend on how many devices there are, to
+      the last bit. Default: one program on one device.
 
     **Returns:** a [`jaxdyn.Fit`][]: `.oscillator`, `.loss`, `.losses`, `.history`, `.metrics`.
     `.metrics` has `mse`, `mse_median`; `forecast_rmse` on the tail, against `naive_rmse` of three

@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from .._fingerprint import fingerprint
@@ -43,7 +44,7 @@ from .stages import (
     is_over,
     take,
 )
-from .training import Task, finish, judge, start, trajectory_errors
+from .training import Task, dealt, finish, judge, start, trajectory_errors
 
 # The step of training, |W|_2 h: Taylor's series of order 8 is then at 1e-9 of an orbit of order 1,
 # RK4 at 1e-7.
@@ -84,6 +85,7 @@ class Request:
     callback: Callback | None
     checkpoint: str | Path | None
     resume: bool
+    mesh: Mesh | None
 
     def identity(self) -> str:
         """A digest of all that the result depends on."""
@@ -93,8 +95,19 @@ class Request:
             getattr(self, field.name)
             for field in dataclasses.fields(self)
             if field.name
-            not in ("signal", "key", "optimiser", "progress", "callback", "checkpoint", "resume")
+            not in (
+                "signal",
+                "key",
+                "optimiser",
+                "progress",
+                "callback",
+                "checkpoint",
+                "resume",
+                "mesh",
+            )
         ]
+        # Restarts that are shared have other last digits, whatever the number of devices.
+        numbers.append(self.mesh is None)
         signal = self.signal.values, self.signal.ts, self.signal.mask
         key = jax.random.key_data(self.key)
         return fingerprint(signal, key, numbers, (__version__, jax.__version__))
@@ -149,7 +162,7 @@ class Job:
         task, models = self._task(request.trained)
         plans = self._plans(task)
         params = start(task, models)
-        loss, score = (np.array(v) for v in judge(task, params))
+        loss, score = (np.array(v) for v in dealt(judge, task, request.mesh, params))
         kept = Kept(params, loss, score, np.zeros(request.restarts, np.int64))
         if saved is not None:
             self.record = saved.record
@@ -316,11 +329,12 @@ class Job:
         """All rounds of a stage, from `params` or from where a checkpoint left it."""
         if saved is not None:
             members = saved.members
-        state = begin(task, plan, params)
+        mesh = self.request.mesh
+        state = begin(task, plan, params, mesh)
         if saved is not None:
             state = saved.restored(state)
         while not is_over(plan, state):
-            state, loss, score, taken = advance(task, plan, state)
+            state, loss, score, taken = advance(task, plan, state, mesh)
             self.record.add(plan.stage, taken, members, loss, score)
             self.checkpoint.write(index, members, self.record, kept.parts, state)
             if self._told(plan, taken, members, kept, state):

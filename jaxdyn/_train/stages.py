@@ -9,9 +9,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from .result import History
-from .training import Task, begin_descent, descend, judge, polish
+from .training import Task, begin_descent, dealt, descend, judge, polish
 
 DESCENT, POLISH, REFIT = "descent", "polish", "refit"
 # Steps of a round: what is lost when a fit is killed, and how often the bar moves.
@@ -65,8 +66,8 @@ class State(eqx.Module):
     over: np.ndarray
 
 
-def begin(task: Task, plan: Plan, params: Any) -> State:
-    loss, score = (np.asarray(v) for v in judge(task, params))
+def begin(task: Task, plan: Plan, params: Any, mesh: Mesh | None) -> State:
+    loss, score = (np.asarray(v) for v in dealt(judge, task, mesh, params))
     count = len(score)
     if plan.optimiser is None:
         memory = jnp.ones(count)
@@ -87,22 +88,29 @@ def begin(task: Task, plan: Plan, params: Any) -> State:
     )
 
 
-def advance(task: Task, plan: Plan, state: State) -> tuple[State, np.ndarray, np.ndarray, int]:
+def advance(
+    task: Task, plan: Plan, state: State, mesh: Mesh | None
+) -> tuple[State, np.ndarray, np.ndarray, int]:
     """One round: the next state, the losses and the scores, and the steps of the stage so far."""
     done = int(state.done)
     growing = False
     if plan.optimiser is None:
         steps = min(POLISH_ROUND, plan.steps - done * POLISH_ROUND)
-        params, memory, judged = polish(task, state.params, state.memory, steps)
+
+        def program(task: Task, params: Any, memory: Any) -> Any:
+            return polish(task, params, memory, steps)
+
         taken = done * POLISH_ROUND + steps
     else:
         horizons = plan.horizons(done)
-        params, memory, judged = descend(
-            task, plan.optimiser, state.params, state.memory, jnp.asarray(horizons)
-        )
+
+        def program(task: Task, params: Any, memory: Any) -> Any:
+            return descend(task, plan.optimiser, params, memory, jnp.asarray(horizons))
+
         taken = done * DESCENT_ROUND + len(horizons)
         # Rounds that see a part of the window may be worse at the whole: they are not stale.
         growing = bool(horizons[-1] < 1)
+    params, memory, judged = dealt(program, task, mesh, state.params, state.memory)
     loss, score = (np.asarray(v) for v in judged)
     better = score < state.best_score
     best_score = np.where(better, score, state.best_score)

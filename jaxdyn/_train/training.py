@@ -2,13 +2,16 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 import optimistix as optx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from .._cell import EnergyShell, PoissonCell
@@ -75,6 +78,29 @@ class Task(eqx.Module):
         """The oscillator with its readout, of the standardised signal."""
         model = self.model(params)
         return eqx.tree_at(lambda o: o.readout, model, self.run(params).readout)
+
+
+def dealt(program: Callable, task: Task, mesh: Mesh | None, *stacked: Any) -> Any:
+    """`program(task, *stacked)` of restarts, dealt out to the devices of a mesh if there is one.
+
+    On CPUs one by one, so that the number of devices changes nothing. Not by `jax.shard_map`, in
+    which lineax refuses to solve.
+    """
+    if mesh is None:
+        return program(task, *stacked)
+    devices = list(mesh.devices.flat)
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    on_cpu = all(device.platform == "cpu" for device in devices)
+    size = 1 if on_cpu else -(-count // len(devices))
+    arrays, static = eqx.partition(task, eqx.is_array)
+    placed = [eqx.combine(jax.device_put(arrays, device), static) for device in devices]
+    outs = []
+    for number, first in enumerate(range(0, count, size)):
+        here = number % len(devices)
+        part = jax.tree.map(lambda a, first=first: np.asarray(a[first : first + size]), stacked)
+        outs.append(program(placed[here], *jax.device_put(part, devices[here])))
+    # Nothing has been waited for so far: the devices work side by side.
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *outs)
 
 
 @eqx.filter_jit
