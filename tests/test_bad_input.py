@@ -642,8 +642,8 @@ def refused() -> list[Case]:
         options = (jnp.sin,) if activation is jd.FunctionActivation else ()
         call = lambda a=activation, options=options: a(*options)(INTEGERS)  # noqa: E731
         cases.append(Case(activation.__name__, "integers", call, T, "x must be", "Convert it"))
-    for change, *says in SWEPT:
-        what = re.sub(r" at 0x\w+", "", str(change))
+    for number, (change, *says) in enumerate(SWEPT):
+        what = f"{', '.join(change)} {number}"
         call = lambda change=change: sweeping(**change)  # noqa: E731
         cases.append(Case("sweep", what, call, *says))
     for what, *solve in DIVERGING:
@@ -669,6 +669,7 @@ SWEPT: list[tuple[dict, str, str, str]] = [
     ({"cell": lambda a: CELL, "parameters": {"a": ["x"] * 2}}, T, "`parameters", "give seeds"),
     ({"cell": lambda a: CELL, "parameters": {"no name": XS}}, V, "`parameters`", "which must"),
     ({"cell": lambda a: CELL, "parameters": {"time": XS}}, V, "`parameters`", "none of member"),
+    ({"cell": lambda a: CELL, "parameters": {"a": [1, 2**70]}}, T, "`parameters", "hold numbers"),
     ({"cell": lambda a: 3, "parameters": ONE_EACH}, T, "`cell` must be", "it returned 3"),
     ({"x0": X}, V, "`x0` must have shape", "a row for each"),
     ({"x0": XS[:, :2]}, V, "`x0` must have shape", r"\(b, 3\)"),
@@ -693,6 +694,11 @@ SWEPT: list[tuple[dict, str, str, str]] = [
     ({"keep": {"time": len}}, V, "`keep`", "none of member, status, time"),
     ({"keep": {"a": jd.reductions.FinalState}}, T, r'`keep\["a"\]`', "not the class"),
     ({"keep": {"a": lambda t: {"b": 1}, "a_b": lambda t: 1}}, V, "`keep`", "another"),
+    ({"keep": {"a": lambda t: {"b/c": t.x0}}}, V, r'`keep\["a"\]`', "another name"),
+    ({"keep": {"a": lambda t: t.states[:0]}}, T, r'`keep\["a"\]`', "none of them empty"),
+    ({"keep": {"a": lambda t: t.x0.astype("bfloat16")}}, T, r'`keep\["a"\]`', "numbers"),
+    ({"attributes": {"dt": 3}}, V, "`attributes`", "give another"),
+    ({"store": "s3://bucket/x"}, V, "`store`", "folder of this machine"),
     ({"every": 0}, V, "`every`", "an integer >= 1"),
     ({"every": 12}, V, "`every`", "at most 11"),
     ({"chunk": 2.0}, T, "`chunk`", "an integer >= 1"),
@@ -700,7 +706,7 @@ SWEPT: list[tuple[dict, str, str, str]] = [
     ({"resume": True}, V, "`resume=True`", "say which"),
     ({"store": 3}, T, "`store`", "name of a folder"),
     ({"store": os.path.join("no", "where")}, "OSError", "no such folder", "'?.*no'?"),
-    ({"attributes": {"a": np.ones(2)}}, T, "`attributes`", "what JSON can hold"),
+    ({"attributes": {"a": {1}}}, T, "`attributes`", "what JSON can hold"),
     ({"engine": jd.Threads(), "mesh": jax.make_mesh((1,), ("b",))}, V, "`mesh`", "leave one"),
     ({"mesh": 2}, T, "`mesh`", "jax.sharding.Mesh"),
     ({"progress": 1}, T, "`progress`", "True or False"),

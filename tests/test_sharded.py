@@ -17,6 +17,7 @@ import zarr
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxdyn as jd
+from jaxdyn._ensemble.program import Program
 
 DEVICES, PROCESSES = 8, 2
 if __name__ == "__main__":
@@ -109,9 +110,13 @@ def in_many_processes(out):
     folder = pathlib.Path(out).parent
     sweep(store=folder / "sweep.zarr")
     refused = RuntimeError if jax.process_index() else ValueError
-    with pytest.raises(refused, match=r"first process failed|exists"):
+    with pytest.raises(refused, match=r"first process could not|exists"):
         sweep(store=folder / "sweep.zarr")
     sweep(store=folder / "sweep.zarr", resume=True)
+    if jax.process_index() == 1:
+        Program.__call__ = None
+    with pytest.raises(RuntimeError, match=r"Process 1 failed|Chunk 1, .* failed"):
+        sweep(store=folder / "failed.zarr")
     linear = jd.PoissonCell(W, jd.Identity())
     how = {"solver": jd.Taylor(1), "dt": 10.0, "n_steps": 2000, "mesh": line_of(PROCESSES)}
     with pytest.raises(Exception, match="infinite or NaN"):

@@ -103,7 +103,7 @@ def test_a_cell_for_every_member():
         np.testing.assert_allclose(found["final_state"][i], exact, rtol=0, atol=4e-15)
     data = found.dataset()
     np.testing.assert_array_equal(data.scale, scales)
-    assert data.scale.dims == ("member",) and data.bias.dims == ("member", "bias_0")
+    assert data.scale.dims == ("member",) and data.bias.dims == ("member", "bias_dim0")
 
 
 def test_reductions():
@@ -126,6 +126,17 @@ def test_reductions():
     data = found.dataset()
     assert data["lyapunov_exponents"].dims == ("member", "exponent")
     assert data["other_exponents"].dims == ("member", "other_exponents_exponent")
+
+
+def test_exponents_see_the_input_at_its_time():
+    driven = jd.PoissonCell(CELL.operator, jd.Tanh(), input_matrix=jnp.ones((3, 1)))
+    step = lambda t: jnp.where(t > 10, 5.0, 0.0)[None]  # noqa: E731
+    how = {"dt": 0.1, "keep": {"l": jd.reductions.Exponents(2)}}
+    found = jd.sweep(driven, X0[:2], args=step, t0=20.0, t1=40.0, **how)
+    exact = jd.sweep(driven, X0[:2], args=jnp.full(1, 5.0), t1=20.0, **how)
+    np.testing.assert_allclose(found["l_exponents"], exact["l_exponents"], rtol=1e-12, atol=1e-15)
+    with pytest.raises(ValueError, match="`t1` of a sweep must be above `t0`"):
+        jd.sweep(CELL, X0, t1=-20.0, **how)
 
 
 def test_solvers_of_diffrax_and_inputs():
@@ -230,6 +241,31 @@ def test_a_damaged_or_missing_chunk_is_computed_again(whole, tmp_path):
     assert tree(path) == tree(whole)
 
 
+def test_what_is_known_beforehand_is_put_back(whole, tmp_path):
+    path = copied(whole, tmp_path)
+    (path / "time" / "c" / "0").write_bytes(b"?")
+    (path / "unit" / "c" / "0").unlink()
+    (path / "drift" / "zarr.json").write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged; it is put back") as told:
+        swept(store=path, resume=True)
+    assert len(told) == 3 and tree(path) == tree(whole)
+    (path / "zarr.json").write_text("{")
+    with pytest.raises(ValueError, match=r"its zarr.json is damaged"):
+        swept(store=path, resume=True)
+
+
+def test_a_function_that_has_changed(tmp_path):
+    def sweep(function):
+        path = tmp_path / "sweep.zarr"
+        jd.sweep(CELL, X0, t1=1.0, dt=0.1, keep={"a": function}, store=path, resume=True)
+
+    sweep(lambda t: t.x0[0])
+    sweep(lambda t: t.x0[0])
+    for other in (lambda t: t.x0[1], lambda t: t.x0, lambda t: t.x0[0] > 0):
+        with pytest.raises(ValueError, match="not the same `keep`"):
+            sweep(other)
+
+
 def test_a_full_disk(whole, tmp_path, monkeypatch):
     path = tmp_path / "sweep.zarr"
     usage = shutil.disk_usage(tmp_path)
@@ -273,13 +309,13 @@ def test_a_store_of_another_sweep(whole, tmp_path):
     with pytest.raises(ValueError, match="exists; go on with it by resume=True"):
         swept(store=path)
     other = {"store": path, "resume": True}
-    with pytest.raises(ValueError, match="whose dt, n_steps differ"):
+    with pytest.raises(ValueError, match="not the same `dt`, `n_steps`"):
         swept(**other, dt=0.2)
-    with pytest.raises(ValueError, match="whose x0 differs"):
+    with pytest.raises(ValueError, match="not the same `x0`;"):
         swept(X0 + 1e-9, **other)
-    with pytest.raises(ValueError, match="whose keep differs"):
+    with pytest.raises(ValueError, match="not the same `keep`;"):
         swept(**other, keep=KEEP | {"drift": jd.reductions.InitialState()})
-    with pytest.raises(ValueError, match="whose cell differs"):
+    with pytest.raises(ValueError, match="not the same `cell`;"):
         jd.sweep(jd.PoissonCell(CELL.operator, jd.ELU()), X0, **TIMES, keep=KEEP, chunk=16, **other)
     shutil.rmtree(path)
     path.mkdir()

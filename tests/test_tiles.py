@@ -1,5 +1,7 @@
 """Tiles: the numbers, inputs and gradients of single trajectories, whatever the batch."""
 
+import functools
+
 import diffrax
 import equinox as eqx
 import jax
@@ -18,6 +20,7 @@ X0 = jr.normal(jr.key(1), (150, 5))
 U = jr.normal(jr.key(2), (150, 2))
 SOLVERS = {"Strang": jd.Strang(), "Taylor": jd.Taylor()}
 SAVEAT = diffrax.SaveAt(ts=[0.0, 0.33, 1.0])
+WEIGHTS = jr.normal(jr.key(4), (150, 3, 5))
 
 
 def solve(x0, u, cell=CELL, **how):
@@ -47,25 +50,29 @@ def test_saved_function_sees_its_own_input(solver):
     np.testing.assert_allclose(saved["t"], np.tile([0.5, 1.0], (150, 1)))
 
 
-@pytest.mark.parametrize("adjoint", [None, jd.ReversibleAdjoint(), jd.ReversibleAdjoint(3)])
-def test_gradients_are_the_sum_over_trajectories(solver, adjoint):
-    weights = jr.normal(jr.key(4), (150, 3, 5))
-
-    @eqx.filter_grad
-    def tiled(given):
-        cell, x0, u = given
-        return jnp.sum(
-            weights * solve(x0, u, cell, solver=solver, adjoint=adjoint, saveat=SAVEAT).ys
-        )
+@functools.cache
+def gradient_alone(solver):
+    """Of one trajectory after the other, compiled once."""
 
     @eqx.filter_grad
     def alone(given):
         cell, x0, u = given
         ys = jax.vmap(lambda x, u: solve(x, u, cell, solver=solver, saveat=SAVEAT).ys)(x0, u)
-        return jnp.sum(weights * ys)
+        return jnp.sum(WEIGHTS * ys)
 
-    given = CELL, X0, U
-    got, want = (jax.tree.leaves(gradient(given)) for gradient in (tiled, alone))
+    return jax.tree.leaves(alone((CELL, X0, U)))
+
+
+@pytest.mark.parametrize("adjoint", [None, jd.ReversibleAdjoint(), jd.ReversibleAdjoint(3)])
+def test_gradients_are_the_sum_over_trajectories(solver, adjoint):
+    @eqx.filter_grad
+    def tiled(given):
+        cell, x0, u = given
+        return jnp.sum(
+            WEIGHTS * solve(x0, u, cell, solver=solver, adjoint=adjoint, saveat=SAVEAT).ys
+        )
+
+    got, want = jax.tree.leaves(tiled((CELL, X0, U))), gradient_alone(solver)
     assert len(got) == len(want) == 4
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * float(jnp.max(jnp.abs(b))))

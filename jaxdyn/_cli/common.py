@@ -33,11 +33,11 @@ def first_line(error: Exception) -> str:
     return str(error).splitlines()[0].rstrip(".")
 
 
-def in_options(error: Exception, options: dict[str, str]) -> str:
+def in_options(error: Any, options: dict[str, str]) -> str:
     """What an error of the library says, in the words of the command line.
 
-    **Arguments:** `error`, which names arguments as `x`; `options`, what each argument is called
-    here. One that the message begins with moves to its front: "--units 1: must be ...".
+    **Arguments:** `error`, or its text, which names arguments as `x`; `options`, what each argument
+    is called here. One that the message begins with moves to its front: "--units 1: must be ...".
     """
     text = " ".join(str(error).split())
     head = re.match(r"`(\w+)`:? ", text)

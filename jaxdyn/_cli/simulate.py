@@ -17,6 +17,7 @@ from .common import (
     first_line,
     in_options,
     print_table,
+    reason,
     refuse,
     require,
     writing,
@@ -217,8 +218,15 @@ class Simulate:
 
         from .._ensemble.layout import DIVERGED, DONE
 
-        options = {"store": f"--store {store}", "resume": "--resume", "keep": "--save-every"}
-        options |= {"trajectories": f"--trajectories {self.trajectories}"}
+        options = {name: f"--{name}" for name in ("store", "t1", "dt", "dtype", "solver")}
+        options |= {"n_steps": "--t1", "keep": "--save-every", "every": "--save-every"}
+        # What the seed and the options of the network make.
+        options |= {"cell": "--operator", "x0": "--energy", "key": "--seed"}
+        options |= {"trajectories": "--trajectories", "retries": "another attempt"}
+
+        def said(text: Any) -> str:
+            return in_options(text, options).replace("resume=True", "--resume").rstrip(".") + "."
+
         cell, start, solver = self.build()
         keep: dict[str, Any] = {
             "final_state": jd.reductions.FinalState(),
@@ -247,16 +255,16 @@ class Simulate:
                     progress=sys.stderr.isatty(),
                 )
         except (ValueError, ImportError) as error:
-            raise UsageError(in_options(error, options).rstrip(".") + ".") from error
+            raise UsageError(said(error)) from error
         except OSError as error:
-            raise UsageError(f"--store {store}: {in_options(error, options)}.") from error
+            raise UsageError(f"--store {store}: {said(reason(error))}") from error
         except RuntimeError as error:
-            print(f"jaxdyn simulate: {in_options(error, options)}", file=sys.stderr)
+            print(f"jaxdyn simulate: {said(error)}", file=sys.stderr)
             return 1
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt("what is in --store is kept: go on with --resume") from error
         for warning in told:
-            print(f"jaxdyn simulate: {warning.message}", file=sys.stderr)
+            print(f"jaxdyn simulate: {said(warning.message)}", file=sys.stderr)
         status, drift = found["status"][...], found["energy_drift"][...]
         good = status == DONE
         rows = self.settings()

@@ -8,7 +8,14 @@ import numpy as np
 # Of a trajectory.
 PENDING, DONE, DIVERGED, FAILED = range(4)
 MEANINGS = ("pending", "done", "diverged", "failed")
+# Attributes that say of a store that it is one.
+KEPT_BY_STORES = ("made_by", "task")
 RESERVED = ("member", "status", "time", "unit")
+
+
+def empty(dtype: np.dtype) -> Any:
+    """What stands where nothing has been written."""
+    return dtype.type(np.nan if np.issubdtype(dtype, np.inexact) else 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +35,7 @@ class Variable:
 
     @property
     def empty(self) -> Any:
-        """What stands where nothing has been written."""
-        return self.dtype.type(np.nan if np.issubdtype(self.dtype, np.inexact) else 0)
+        return empty(self.dtype)
 
 
 STATUS = Variable(
@@ -76,8 +82,9 @@ class Layout:
 
     @property
     def bytes(self) -> int:
-        """What all takes, once it is there."""
-        return self.batch * sum(each.bytes for each in self.variables)
+        """What all takes, once it is there, the last chunk filled up."""
+        results = self.chunks * self.chunk * sum(each.bytes for each in self.variables)
+        return results + sum(each.values.nbytes for each in self.coordinates.values())
 
     @property
     def auxiliary(self) -> list[str]:

@@ -17,7 +17,9 @@ from .._cell import AbstractCell
 from .._fingerprint import fingerprint
 from .._simulate.checks import check_x0, is_count
 from .layout import RESERVED
-from .program import Parameters
+
+Parameters = dict[str, Any]
+"""Of each member, by name: arrays that lead with the members."""
 
 # Rows of x0 that are looked at, or hashed, at a time.
 BLOCK = 2**16
@@ -72,7 +74,9 @@ class Members:
     def _cell(self, number: int) -> AbstractCell:
         if isinstance(self.make, AbstractCell):
             return self.make
-        cell = self.make(**{name: jnp.asarray(v[number]) for name, v in self.parameters.items()})
+        cell = made(
+            self.make, {name: jnp.asarray(v[number]) for name, v in self.parameters.items()}
+        )
         if not isinstance(cell, AbstractCell):
             raise TypeError(
                 "`cell` must be a cell, or a function of the parameters that returns a "
@@ -103,10 +107,25 @@ class Members:
 @eqx.filter_jit
 def _starts(x0: Callable, make: Any, parameters: Parameters, key: Array, numbers: Array) -> Array:
     def one(number, parameters):
-        cell = make if isinstance(make, AbstractCell) else make(**parameters)
-        return jnp.asarray(x0(cell, jr.fold_in(key, number)))
+        cell = made(make, parameters)
+        try:
+            return jnp.asarray(x0(cell, jr.fold_in(key, number)))
+        except Exception as error:
+            error.add_note("This was `x0`, which must be a function of (cell, key) for jax.vmap.")
+            raise
 
     return jax.vmap(one)(numbers, parameters)
+
+
+def made(make: Any, parameters: Parameters) -> AbstractCell:
+    """The cell of all, or that of some parameters."""
+    if isinstance(make, AbstractCell):
+        return make
+    try:
+        return make(**parameters)
+    except Exception as error:
+        error.add_note("This was `cell`, which must be a function that jax.vmap can be applied to.")
+        raise
 
 
 def _is_key(key: Any) -> bool:
@@ -173,6 +192,11 @@ def _checked_parameters(cell: Any, parameters: Any) -> dict[str, np.ndarray]:
                 f'`parameters["{name}"]` must have one row for each trajectory, got a number.'
             )
         checked[name] = array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
+        if array.dtype.kind in "iu" and np.any(checked[name] != array):
+            raise ValueError(
+                f'`parameters["{name}"]` holds integers that {checked[name].dtype} cannot; give '
+                "smaller ones, or allow 64 bits by jax.config.update('jax_enable_x64', True)."
+            )
     try:
         inspect.signature(cell).bind(**checked)
     except TypeError as error:

@@ -1,5 +1,6 @@
 """What a sweep is to do, and what will come of it, before anything is computed."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from .._fingerprint import fingerprint
 from .._simulate.checks import check_solver, check_times, inputs_of
 from .._simulate.simulate import default_solver
 from .._types import Args
-from .layout import RESERVED, STATUS, Coordinate, Layout, Variable
+from .layout import KEPT_BY_STORES, RESERVED, STATUS, Coordinate, Layout, Variable
 from .members import Members, is_name
 from .program import Job, named
 from .reductions import About, AbstractReduction, EnergyDrift, FinalState
@@ -58,20 +59,19 @@ def layout_of(members: Members, job: Job, chunk: Any, attributes: dict[str, Any]
     n, dtype = members.first.size, members.dtype
     variables = _variables(members, job)
     used = {dim for each in variables for dim in each.dims}
-    count = np.arange(members.count)
-    coordinates = {"member": Coordinate(("member",), count, {"long_name": "number"})}
+    coordinates: dict[str, Coordinate] = {}
     if "time" in used:
         about = {"long_name": "time", "units": "model time"}
         coordinates["time"] = Coordinate(("time",), job.times, about)
     if "unit" in used:
         coordinates["unit"] = Coordinate(("unit",), np.arange(n), {"long_name": "unit"})
     for name, value in members.parameters.items():
-        dims = "member", *(f"{name}_{axis}" for axis in range(value.ndim - 1))
+        dims = "member", *(f"{name}_dim{axis}" for axis in range(value.ndim - 1))
         coordinates[name] = Coordinate(dims, value, {"long_name": f"parameter {name}"})
     names = [each.name for each in variables]
-    twice = sorted({name for name in names if names.count(name) > 1 or name in coordinates})
-    if twice:
-        raise ValueError(f"`keep` has the name {twice[0]!r}, which is taken; give it another.")
+    taken = [name for name in names if names.count(name) > 1 or name in coordinates]
+    if taken:
+        raise ValueError(f"`keep` has the name {taken[0]!r}, which is taken; give it another.")
     if chunk is None:
         member = max(1, sum(each.bytes for each in variables))
         work = MOST_WORK / (job.n_steps * n * (n + 30))
@@ -88,6 +88,7 @@ def layout_of(members: Members, job: Job, chunk: Any, attributes: dict[str, Any]
     task = members.task() | settings | versions
     for name in ("solver", "args", "keep"):
         task[name] = fingerprint(getattr(job, name))
+    task["keep"] += " " + fingerprint([dataclasses.astuple(each) for each in variables])
     about = {
         "title": f"{members.count} trajectories of {n} units",
         "cell": str(members.first if isinstance(members.make, AbstractCell) else members.make),
@@ -97,12 +98,16 @@ def layout_of(members: Members, job: Job, chunk: Any, attributes: dict[str, Any]
     if members.key is not None:
         about["key"] = np.asarray(jax.random.key_data(members.key)).tolist()
     about["cell"] = about["cell"].split(" at 0x")[0]
+    about |= settings | versions
+    clash = sorted({*about, *KEPT_BY_STORES} & set(attributes))
+    if clash:
+        raise ValueError(f"`attributes` has the name {clash[0]!r}, which is taken; give another.")
     return Layout(
         batch=members.count,
         chunk=chunk,
         variables=(*variables, STATUS),
         coordinates=coordinates,
-        attributes=about | settings | versions | attributes,
+        attributes=about | attributes,
         task=task,
     )
 
@@ -125,8 +130,21 @@ def _variables(members: Members, job: Job) -> list[Variable]:
         reduction = job.keep[name]
         about = reduction.about() if isinstance(reduction, AbstractReduction) else {}
         for full, value in named({name: parts}).items():
-            dims = tuple(f"{full}_{axis}" for axis in range(len(value.shape)))
+            where = f'`keep["{name}"]`'
+            if not is_name(full) or full in RESERVED:
+                raise ValueError(f"{where} returns a part {full!r}; give it another name.")
+            if np.dtype(value.dtype).kind not in "biufc" or 0 in value.shape:
+                raise TypeError(
+                    f"{where} must return arrays of numbers, none of them empty; {full!r} is "
+                    f"{value.dtype}{list(value.shape)}."
+                )
+            dims = tuple(f"{full}_dim{axis}" for axis in range(len(value.shape)))
             said = about.get(full[len(name) + 1 :], About(dims, full, ""))
+            if len({*said.dims, "member"}) != len(value.shape) + 1:
+                raise ValueError(
+                    f"{where} says that the axes of {full!r} are {said.dims}, and there are "
+                    f"{len(value.shape)}; name each, all different, none of them member."
+                )
             # Two of one name may differ in size.
             dims = tuple(
                 dim if sizes.setdefault(dim, size) == size else f"{full}_{dim}"
@@ -164,7 +182,10 @@ def checked_attributes(attributes: Any) -> dict[str, Any]:
     if attributes is None:
         return {}
     try:
-        return json.loads(json.dumps(dict(attributes), allow_nan=False))
+        plain = json.dumps(dict(attributes), allow_nan=False, default=lambda value: value.tolist())
+        return json.loads(plain)
+    except AttributeError as error:
+        raise TypeError(f"`attributes` must be a dict of what JSON can hold: {error}.") from error
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"`attributes` must be a dict of what JSON can hold, got {attributes!r}: {error}."

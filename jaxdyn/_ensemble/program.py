@@ -23,10 +23,8 @@ from .._simulate.threads import on_threads
 from .._simulate.tiles import GRAIN
 from .._solver import AbstractCellSolver
 from .._types import Args
+from .members import Parameters, made
 from .reductions import Trajectory
-
-Parameters = dict[str, Any]
-"""Of each member, by name: arrays that lead with the members."""
 
 Kept = dict[str, dict[str, Array]]
 """What each reduction, by its name, returned, by its parts: "" where it is but one array."""
@@ -57,9 +55,6 @@ class Job(eqx.Module):
         steps = np.arange(self.every, self.n_steps, self.every)
         return np.append(self.t0 + steps * math.copysign(self.dt, self.t1 - self.t0), self.t1)
 
-    def cell_of(self, parameters: Parameters) -> AbstractCell:
-        return self.cell if isinstance(self.cell, AbstractCell) else self.cell(**parameters)
-
     def solve(self, cell: AbstractCell, x0: Float[Array, "*b n"]) -> tuple[Array, Array]:
         """The samples (*b, t, n), and which trajectories failed."""
         ours = isinstance(self.solver, AbstractCellSolver)
@@ -89,7 +84,7 @@ class Job(eqx.Module):
         return kept
 
     def one(self, x0: Array, parameters: Parameters) -> tuple[Kept, Array]:
-        cell = self.cell_of(parameters)
+        cell = made(self.cell, parameters)
         states, failed = self.solve(cell, x0)
         return self.reduce(cell, x0, states), failed
 

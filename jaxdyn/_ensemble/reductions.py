@@ -12,7 +12,7 @@ import equinox as eqx
 from jaxtyping import Array, Float
 
 from .._analysis import lyapunov_spectrum
-from .._cell import AbstractCell
+from .._cell import AbstractCell, evaluate_input, is_constant_input
 from .._invariants import energy_drift
 from .._simulate.checks import is_count
 from .._types import Args
@@ -95,15 +95,26 @@ class EnergyDrift(AbstractReduction):
         return {"": About((), "largest |H - H(x0)| / |H(x0)| over the samples")}
 
 
+class _Later(eqx.Module):
+    """An input as seen from the time `t0`."""
+
+    u: Args
+    t0: float = eqx.field(static=True)
+
+    def __call__(self, t: Array) -> Array:
+        return evaluate_input(self.u, t + self.t0)
+
+
 class Exponents(AbstractReduction):
     """The `k` largest Lyapunov exponents, from [`jaxdyn.lyapunov_spectrum`][] over the time of the
-    sweep, with its step and its solver.
+    sweep, with its step, its solver and its input.
 
     **Arguments:** `k`, an integer >= 1; `every`, steps between two orthonormalisations.
 
     **Returns:** arrays `exponents` and `error`, both (k,).
 
-    **Raises:** TypeError or ValueError that names the argument.
+    **Raises:** TypeError or ValueError that names the argument; ValueError in a sweep that goes
+    backwards in time.
     """
 
     k: int = eqx.field(static=True)
@@ -118,14 +129,18 @@ class Exponents(AbstractReduction):
         self.k, self.every = int(k), int(every)
 
     def __call__(self, trajectory: Trajectory) -> dict[str, Float[Array, " k"]]:
+        length = trajectory.t1 - trajectory.t0
+        if length < 0:
+            raise ValueError("`t1` of a sweep must be above `t0` for exponents; exchange them.")
+        u = trajectory.args
         found = lyapunov_spectrum(
             trajectory.cell,
             trajectory.x0,
-            abs(trajectory.t1 - trajectory.t0),
+            length,
             trajectory.dt,
             self.k,
             solver=trajectory.solver,
-            args=trajectory.args,
+            args=u if is_constant_input(u) else _Later(u, trajectory.t0),
             every=self.every,
             throw=False,
         )

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .layout import FAILED, PENDING, STATUS, Layout
+from .layout import FAILED, PENDING, STATUS, Layout, empty
 
 try:
     import fcntl
@@ -57,7 +57,7 @@ class Store:
     def create(cls, path: Path, layout: Layout) -> "Store":
         _check_room(path, layout.bytes)
         _drop_stale(path)
-        beside = path.parent / f".{path.name}.{secrets.token_hex(8)}.partial"
+        beside = _beside(path)
         try:
             _write_group(beside, layout)
             lock = _locked(beside, path)
@@ -78,13 +78,14 @@ class Store:
     def resume(cls, path: Path, layout: Layout, alone: bool = True) -> "Store":
         """`alone` is False for those processes that share a store by leave of the one that has
         locked it."""
-        _check_ours(path)
+        check_ours(path)
         lock = _locked(path, path) if alone else None
         try:
             _check_same(path, layout)
             if alone:
                 for partial in path.rglob("*.partial"):  # what a write that was killed has left
                     partial.unlink()
+                _mend(path, layout)
             return cls(path, layout, lock)
         except BaseException:
             if lock is not None:
@@ -167,8 +168,10 @@ def _write_group(path: Path, layout: Layout) -> None:
         dims = ("member", *each.dims)
         make(each.name, (layout.batch, *each.shape), each.dtype, dims, each.empty, attributes)
     for name, each in layout.coordinates.items():
-        array = make(name, each.values.shape, each.values.dtype, each.dims, 0, each.attributes)
-        array[...] = each.values
+        values = each.values
+        nothing = empty(values.dtype)
+        array = make(name, values.shape, values.dtype, each.dims, nothing, each.attributes)
+        array[...] = values
     with warnings.catch_warnings():
         # Zarr says that the format does not have it yet; without it xarray warns its readers.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
@@ -188,11 +191,45 @@ def _check_room(path: Path, needed: int) -> None:
         )
 
 
-def _check_ours(path: Path) -> None:
+def _mend(path: Path, layout: Layout) -> None:
+    """Puts back what is known beforehand and is gone or damaged: coordinates, and metadata."""
+    beside = _beside(path)
     try:
-        about = json.loads((path / "zarr.json").read_text())
-        ours = about["attributes"]["made_by"] == MADE_BY
-    except (OSError, ValueError, KeyError, TypeError):
+        _write_group(beside, layout)
+        for whole in beside.rglob("*"):
+            part = whole.relative_to(beside)
+            # That of the group is locked, and has been read.
+            if not whole.is_file() or part == Path("zarr.json"):
+                continue
+            place = path / part
+            if not place.is_file() or place.read_bytes() != whole.read_bytes():
+                warnings.warn(f"`store` {path}: {part} is damaged; it is put back.", stacklevel=5)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(whole, place)
+    except OSError as error:
+        raise _said(error, path) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.parent / f".{path.name}.{secrets.token_hex(8)}.partial"
+
+
+def check_ours(path: Path) -> None:
+    """Refuses what is no store of a sweep.
+
+    **Raises:** ValueError.
+    """
+    about = path / "zarr.json"
+    try:
+        ours = json.loads(about.read_text())["attributes"]["made_by"] == MADE_BY
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if (path / STATUS.name).is_dir():
+            raise ValueError(
+                f"`store` {path}: its zarr.json is damaged; put back a copy of it, or give another "
+                "name."
+            ) from error
         ours = False
     if not ours:
         raise ValueError(f"`store` {path} is no store of a sweep; give another name.")
@@ -202,11 +239,17 @@ def _check_same(path: Path, layout: Layout) -> None:
     about = json.loads((path / "zarr.json").read_text())["attributes"]
     found, wanted = about["task"], json.loads(json.dumps(layout.task))
     others = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
-    if others:
+    if others and {*others} <= {"jaxdyn", "jax", "platform"}:
+        begun = ", ".join(f"{name} {found[name]} (now {wanted[name]})" for name in others)
         raise ValueError(
-            f"`store` {path} holds another sweep, whose {', '.join(others)} "
-            f"{'differs' if len(others) == 1 else 'differ'}; repeat the call that it came from, or "
-            "give another name."
+            f"`store` {path} was begun with {begun}, whose numbers may differ in the last digits; "
+            "finish it with that, or give another name."
+        )
+    if others:
+        names = ", ".join(f"`{name}`" for name in others)
+        raise ValueError(
+            f"`store` {path} holds another sweep: not the same {names}; repeat the call that it "
+            "came from, or give another name."
         )
 
 

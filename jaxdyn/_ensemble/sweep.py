@@ -4,6 +4,7 @@ import dataclasses
 import os
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from .layout import (
 from .members import Members
 from .plan import checked_attributes, job_of, layout_of
 from .program import Program
-from .store import Store, already_there, zarr
+from .store import Store, already_there, check_ours, zarr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +41,9 @@ class Sweep:
     """What a sweep found.
 
     `arrays`, by name, each leading with the b trajectories: NumPy arrays, or Zarr arrays of the
-    `store`, which are read as they are indexed; among them `status` (b,), int8: 1 done, 2 diverged
-    (its numbers may be NaN), 3 failed, with its whole chunk. `times` (t,) of the samples;
+    `store`, which are read as they are indexed; among them `status` (b,), int8: 0 pending, 1 done,
+    2 diverged, or not to be solved, whose numbers may be NaN, 3 failed, with its whole chunk. What
+    is pending or failed is NaN, or 0 where that is no float. `times` (t,) of the samples;
     `parameters`; `store`, the folder, or None; `seconds` spent `solving` (the first chunk's
     compilation included) and `writing`.
     """
@@ -116,12 +118,13 @@ def sweep(
 
     - `cell`: the cell of all trajectories, or a function of `parameters` that returns each one's,
       such as `lambda scale: jaxdyn.PoissonCell(jaxdyn.DenseSkew(scale * entries), jaxdyn.Tanh())`.
+      It goes through `jax.vmap`, as a function `x0` and those of `keep` do.
     - `x0`: initial states (b, n), an array that may be memory-mapped, or a function of a cell and a
       PRNG key that returns one state (n,): trajectory i has the key `jax.random.fold_in(key, i)`.
     - `t1`, `dt`, `t0`, `n_steps`, `args`, `solver`: as for [`jaxdyn.simulate`][], all known before
       anything is traced. Steps are fixed, the input is shared by all trajectories.
     - `parameters`: a dict of arrays that lead with the trajectories, handed to `cell` by name, a
-      row at a time. Those of one number each become coordinates.
+      row at a time. They are coordinates of the results.
     - `trajectories`: how many there are, where neither `x0` nor `parameters` say it.
     - `key`: for an `x0` that is a function.
     - `keep`: a dict of names and of [`jaxdyn.reductions`][], or any functions of a
@@ -132,9 +135,11 @@ def sweep(
     - `chunk`: trajectories in a chunk, of the sweep and of the store. Default: up to 16,384, fewer
       where they hold much or take long.
     - `store`: a folder, made for it; `.zarr` is customary. Default: results stay in memory.
-    - `resume`: go on with the store if there is one. It must be that of the same call (of functions
-      only names are compared). Damaged and failed chunks are computed again.
-    - `attributes`: a dict of more to note in the store, as JSON takes it.
+    - `resume`: go on with the store if there is one. It must be that of the same call, with the
+      same versions of JAX and jaxdyn; functions are compared by their code, which cannot see all
+      that they may depend on. What is there is read first: damaged chunks, and those that failed,
+      are computed again.
+    - `attributes`: a dict of more to note in a new store, as JSON takes it.
     - `retries`: how often a chunk that fails, by an error such as one of memory, is tried again.
     - `engine`, `mesh`: [`jaxdyn.Threads`][], or a `jax.sharding.Mesh` of devices of this process,
       to share the trajectories among. Default: all devices of this process, or the cores of a CPU.
@@ -167,11 +172,12 @@ def sweep(
     ledger = _ledger(path, layout, resume)
     try:
         program = Program(job, members.first, layout.chunk, place, members.dtype)
-        seconds = _run(program, members, ledger, layout, int(retries), progress, throw)
+        seconds = _together(
+            lambda: _run(program, members, ledger, layout, int(retries), progress, throw)
+        )
         arrays = ledger.read()
     finally:
         ledger.close()
-    _meet("end")
     diverged = int(np.count_nonzero(arrays[STATUS.name][...] == DIVERGED))
     if diverged:
         warnings.warn(
@@ -194,17 +200,12 @@ def _run(
     from tqdm import tqdm
 
     mine = range(jax.process_index(), layout.chunks, jax.process_count())
-    pending = [number for number in mine if not ledger.has(number)]
     sizes = {k: layout.members(k).stop - layout.members(k).start for k in mine}
-    done = sum(sizes.values()) - sum(sizes[k] for k in pending)
+    pending = [number for number in mine if not ledger.has(number)]
+    total, left = sum(sizes.values()), sum(sizes[number] for number in pending)
+    how = {"unit": " trajectories", "disable": not progress, "smoothing": 0.1}
     seconds = {"solving": 0.0, "writing": 0.0}
-    with tqdm(
-        total=sum(sizes.values()),
-        initial=done,
-        unit=" trajectories",
-        disable=not progress,
-        smoothing=0.1,
-    ) as bar:
+    with tqdm(total=total, initial=total - left, **how) as bar:
         for number in pending:
             began = time.perf_counter()
             values = _solved(program, members, layout, number, retries, throw)
@@ -263,8 +264,10 @@ def _checked_path(store: Any, resume: bool) -> Path | None:
         return None
     if not isinstance(store, str | os.PathLike) or not os.fspath(store):
         raise TypeError(f"`store` must be the name of a folder, got {store!r}.")
+    if "://" in os.fspath(store):
+        raise ValueError(f"`store` must be a folder of this machine, got {store!r}.")
     zarr()
-    return Path(store).absolute()
+    return Path(store).expanduser().absolute()
 
 
 def _place(engine: Threads | None, mesh: Mesh | None) -> Mesh | Threads:
@@ -302,22 +305,43 @@ def _ledger(path: Path | None, layout: Layout, resume: bool) -> Ledger:
     first = jax.process_index() == 0
     ledger: Ledger | None = None
     try:
-        if first and path.exists():
+        if first and os.path.lexists(path):
+            check_ours(path)
             if not resume:
                 raise ValueError(already_there(path))
             ledger = Store.resume(path, layout)
         elif first:
             ledger = Store.create(path, layout)
     finally:
-        _meet("store", ledger is not None)
+        ready = _said_by_all(ledger is not None)
+    if not ready[0]:
+        raise RuntimeError("The first process could not open `store`; its error says why.")
     return Store.resume(path, layout, alone=False) if ledger is None else ledger
 
 
-def _meet(where: str, ready: bool = True) -> None:
-    """Waits for all processes, and for what the first of them says."""
+def _together(work: Callable[[], Any]) -> Any:
+    """`work`, and then waits for what the other processes make of theirs.
+
+    **Raises:** RuntimeError when another one failed.
+    """
+    done = False
+    try:
+        result = work()
+        done = True
+    finally:
+        failed = np.flatnonzero(~_said_by_all(done))
+    if len(failed):
+        raise RuntimeError(
+            f"Process {failed[0]} failed; its error says why. What was written is kept: go on with "
+            "resume=True."
+        )
+    return result
+
+
+def _said_by_all(mine: bool) -> np.ndarray:
+    """What each process says here, in their order."""
     if jax.process_count() == 1:
-        return
+        return np.array([mine])
     from jax.experimental import multihost_utils
 
-    if not multihost_utils.broadcast_one_to_all(np.asarray(ready)) and jax.process_index() != 0:
-        raise RuntimeError(f"The first process failed at the {where} of the sweep; see its error.")
+    return np.asarray(multihost_utils.process_allgather(np.asarray(mine))).ravel()
