@@ -51,6 +51,7 @@ class Lanes:
     def __init__(self, tile: int, most: int, refuse: Callable[[int], Exception]):
         self.tile, self.most, self.refuse = tile, most, refuse
         self.count = 0
+        self._vectors: dict[Any, tuple[Any, Any]] = {}
 
     def emit(self, fn: Callable, *items: Any) -> Any:
         """`fn` of entries, made vectors where one of them is a vector."""
@@ -64,13 +65,18 @@ class Lanes:
         return out if isinstance(out, jax.core.Tracer) else np.asarray(out)[()]
 
     def vector(self, item: Any) -> Any:
+        """`item` in every lane; of one that is used again, the same vector."""
         if isinstance(item, Loaded):
             item = item.read()
         if np.ndim(item):
             return item
-        if isinstance(item, np.generic):
-            return jax.lax.full((self.tile,), item, item.dtype)
-        return jax.lax.broadcast(item, (self.tile,))
+        is_known = isinstance(item, np.generic)
+        key = (item.dtype, item.tobytes()) if is_known else id(item)
+        if key not in self._vectors:
+            shape = (self.tile,)
+            spread = jax.lax.full(shape, item) if is_known else jax.lax.broadcast(item, shape)
+            self._vectors[key] = item, spread
+        return self._vectors[key][1]
 
     def add(self, a: Any, b: Any) -> Any:
         if _is(a, 0):

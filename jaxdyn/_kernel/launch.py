@@ -20,15 +20,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .._types import is_traced
 from .engine import Kernel
-from .entries import Entries, Lanes, Loaded
-from .scalarise import scalarised
-
-# Constants up to so many are read before the first step and kept in registers, of which a thread
-# has 255; more are read where they are used.
-MOST_KEPT = 64
-# Operations of a step, beyond which a program takes minutes to compile.
-MOST_OPERATIONS = 20_000
-
+from .tile import Place, run_tile
 
 class Saves(NamedTuple):
     """When to save: save s comes `count` steps after the one before, at step `start` + `count`,
@@ -107,14 +99,6 @@ def _batched(step: Callable, own: Sequence[bool], sided: bool, kernel: Kernel) -
     return run
 
 
-class _Place(NamedTuple):
-    """Where a constant lies: in which array, from which row on; and its shape."""
-
-    array: int
-    row: int
-    shape: tuple[int, ...]
-
-
 def _launched(step, own, when, x0, rest, kernel: Kernel) -> Float[Array, "b t n"]:
     batch, n = x0.shape
     tile = kernel.lanes(batch)
@@ -148,7 +132,7 @@ def _launched(step, own, when, x0, rest, kernel: Kernel) -> Float[Array, "b t n"
         for spec, same, v in zip(whole, shared, inputs, strict=True)
     ]
     saved = when[0].shape[0]
-    body = functools.partial(_kernel, program, places, len(when), tile)
+    body = functools.partial(run_tile, program, places, len(when), tile)
     ys = pl.pallas_call(
         body,
         grid=((batch + padding) // tile,),
@@ -168,7 +152,7 @@ def _used(jaxpr: Any) -> list[bool]:
     return [id(v) in seen for v in jaxpr.invars]
 
 
-def _packed(rest, own, used, rows) -> tuple[list[Array], list[_Place | None]]:
+def _packed(rest, own, used, rows) -> tuple[list[Array], list[Place | None]]:
     """The constants in one array for each dtype, and for shared ones and own ones."""
     groups: dict[Any, list[Array]] = {}
     for v, apart, wanted in zip(rest, own, used, strict=True):
@@ -181,80 +165,16 @@ def _packed(rest, own, used, rows) -> tuple[list[Array], list[_Place | None]]:
             groups.setdefault((v.dtype, apart), []).append(v)
     order = list(groups)
     filled = dict.fromkeys(order, 0)
-    places: list[_Place | None] = []
+    places: list[Place | None] = []
     for v, apart, wanted in zip(rest, own, used, strict=True):
         key, shape = (v.dtype, apart), v.shape[1:] if apart else v.shape
         if not wanted or not v.size:
-            places.append(None if v.size else _Place(0, 0, shape))
+            places.append(None if v.size else Place(0, 0, shape))
             continue
-        places.append(_Place(order.index(key), filled[key], shape))
+        places.append(Place(order.index(key), filled[key], shape))
         filled[key] += int(np.prod(shape))
     arrays = [
         jnp.concatenate([rows(v) if apart else v.ravel() for v in groups[dtype, apart]])
         for dtype, apart in order
     ]
     return arrays, places
-
-
-def _kernel(program: Any, places: Sequence[_Place | None], first: int, tile: int, *refs) -> None:
-    """Of one tile: the loop over saves, in which the loop over steps."""
-    when, packed, (x_ref, y_ref) = refs[:first], refs[first:-2], refs[-2:]
-    n, dtype = x_ref.shape[0], x_ref.dtype
-    few = sum(int(np.prod(place.shape)) for place in places if place is not None) <= MOST_KEPT
-
-    def constant(place: _Place | None) -> Entries:
-        if place is None:
-            return Entries((), [])
-        reads = [
-            functools.partial(_read, packed[place.array], place.row + k)
-            for k in range(int(np.prod(place.shape)))
-        ]
-        return Entries(place.shape, [read() if few else Loaded(read) for read in reads])
-
-    t0, dt, *constants = map(constant, places)
-    # These two are in every step.
-    (t0,), (dt,) = ([_now(item) for item in v.items] for v in (t0, dt))
-
-    def advance(k: Array, h: Any, lanes: Lanes, x: tuple) -> tuple:
-        t = lanes.add(t0, lanes.mul(k.astype(dtype), dt))
-        h = dt if h is None else lanes.mul(h, dt)
-        operands = [Entries((), [t]), Entries((), [h]), Entries((n,), list(x)), *constants]
-        (out,) = scalarised(program, operands, lanes)
-        return tuple(lanes.vector(lanes.convert(item, dtype)) for item in out.items)
-
-    def save(s: Array, x: tuple) -> tuple:
-        start, count = when[0][s], when[1][s]
-        x = jax.lax.fori_loop(
-            jnp.int32(0), count, lambda i, x: advance(start + i, None, _lanes(tile), x), x
-        )
-        out = x
-        if first == 3:
-            side, lanes = when[2][s], _lanes(tile)
-            moved = advance(start + count, side, lanes, x)
-            off = lanes.emit(jax.lax.ne_p.bind, side, side.dtype.type(0))
-            out = tuple(lanes.select(off, a, b) for a, b in zip(x, moved, strict=True))
-        for u in range(n):
-            y_ref[s, u, :] = out[u]
-        return x
-
-    x = tuple(x_ref[u, :] for u in range(n))
-    jax.lax.fori_loop(jnp.int32(0), jnp.int32(y_ref.shape[0]), save, x)
-
-
-def _read(ref: Any, k: int) -> Any:
-    return ref[k] if len(ref.shape) == 1 else ref[k, :]
-
-
-def _now(item: Any) -> Any:
-    return item.read() if isinstance(item, Loaded) else item
-
-
-def _lanes(tile: int) -> Lanes:
-    def refusal(most: int) -> ValueError:
-        return ValueError(
-            f"`engine=jaxdyn.Kernel` writes out a step number by number, and this one takes more "
-            f"than {most} operations, too many to compile; take fewer units, a solver of fewer "
-            "stages or a lower order, or leave `engine` out."
-        )
-
-    return Lanes(tile, MOST_OPERATIONS, refusal)

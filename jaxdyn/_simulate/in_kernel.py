@@ -60,22 +60,20 @@ def integrate_by_kernel(
         is_leaf=lambda v: v is None,
     )
     tile = tile_size(given.solver, given.cell, given.x0, None)
+    # As arguments, because what is differentiated must not close over what jit traces.
     arrays, static = eqx.partition((batch, rows), eqx.is_array)
-    leaves, structure = jax.tree.flatten(arrays)
 
-    def parts(leaves) -> tuple[Rollout, Rows]:
-        return eqx.combine(jax.tree.unflatten(structure, leaves), static)
+    def forward(*arrays):
+        return _states(*eqx.combine(arrays, static), kernel)
 
-    def forward(*leaves):
-        return _states(*parts(leaves), kernel)
-
-    def plain(*leaves):
+    def plain(*arrays):
+        rollout, rows = eqx.combine(arrays, static)
         if adjoint is None:
-            return integrate(*parts(leaves), None, tile)[0]
-        return integrate_reversibly(*parts(leaves), total, adjoint, tile)[0]
+            return integrate(rollout, rows, None, tile)[0]
+        return integrate_reversibly(rollout, rows, total, adjoint, tile)[0]
 
     solve = _derived(forward, plain) if adjoint is None else _derived_in_reverse(forward, plain)
-    ys = solve(*leaves)
+    ys = solve(*arrays)
     finite = jnp.all(jnp.isfinite(ys[:, -1]), axis=-1)
     outs = ys if given.fn is None else _saved(given, rows, ys)
     return judged(given, outs, finite)
@@ -87,7 +85,9 @@ def _derived(forward: Callable, plain: Callable) -> Callable:
 
     @solve.defjvp
     def _(primals, tangents):
-        return solve(*primals), jax.jvp(plain, primals, tangents)[1]
+        (rollout, rows), (tangent, _) = primals, tangents
+        _, out = jax.jvp(lambda rollout: plain(rollout, rows), (rollout,), (tangent,))
+        return solve(*primals), out
 
     return solve
 
@@ -96,11 +96,12 @@ def _derived_in_reverse(forward: Callable, plain: Callable) -> Callable:
     """`forward` with the gradient of `plain`."""
     solve = jax.custom_vjp(forward)
 
-    def kept(*leaves):
-        return forward(*leaves), leaves
+    def kept(rollout, rows):
+        return forward(rollout, rows), (rollout, rows)
 
-    def pulled(leaves, ct):
-        return jax.vjp(plain, *leaves)[1](ct)
+    def pulled(kept, ct):
+        rollout, rows = kept
+        return *jax.vjp(lambda rollout: plain(rollout, rows), rollout)[1](ct), None
 
     solve.defvjp(kept, pulled)
     return solve
