@@ -44,8 +44,8 @@ class AbstractInputs(eqx.Module):
         """
         raise ValueError(
             "`args`: a function that gives the inputs of all trajectories at once cannot be taken "
-            "apart for `engine=jaxdyn.Kernel`; give a stack of eqx.Modules u(t), as eqx.filter_vmap "
-            "makes them, or leave `engine` out."
+            "apart for `engine=jaxdyn.Kernel`; give a stack of eqx.Modules u(t), as "
+            "eqx.filter_vmap makes them, or leave `engine` out."
         )
 
 

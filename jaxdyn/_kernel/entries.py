@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 
 class Entries(NamedTuple):
@@ -62,7 +63,7 @@ class Lanes:
         if any(np.ndim(item) for item in items):
             items = tuple(self.vector(item) for item in items)
         out = fn(*items)
-        return out if isinstance(out, jax.core.Tracer) else np.asarray(out)[()]
+        return out if isinstance(out, Tracer) else np.asarray(out)[()]
 
     def vector(self, item: Any) -> Any:
         """`item` in every lane; of one that is used again, the same vector."""
@@ -74,7 +75,8 @@ class Lanes:
         key = (item.dtype, item.tobytes()) if is_known else id(item)
         if key not in self._vectors:
             shape = (self.tile,)
-            spread = jax.lax.full(shape, item) if is_known else jax.lax.broadcast(item, shape)
+            value: Any = item
+            spread = jax.lax.full(shape, value) if is_known else jax.lax.broadcast(item, shape)
             self._vectors[key] = item, spread
         return self._vectors[key][1]
 

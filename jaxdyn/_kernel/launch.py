@@ -22,6 +22,7 @@ from .._types import is_traced
 from .engine import Kernel
 from .tile import Place, run_tile
 
+
 class Saves(NamedTuple):
     """When to save: save s comes `count` steps after the one before, at step `start` + `count`,
     and a fraction `side` of a step later, from which nothing goes on (None: all on the grid)."""
@@ -83,20 +84,22 @@ def _batched(step: Callable, own: Sequence[bool], sided: bool, kernel: Kernel) -
             raise ValueError("`saveat` cannot be mapped over with `engine=jaxdyn.Kernel`.")
         batch = arrays[first].shape[1 if mapped[first] else 0]
         out, flags = list(arrays[:first]), []
-        for v, is_mapped, is_own in zip(
-            arrays[first:], mapped[first:], (True, *own), strict=True
-        ):
-            if is_mapped and not is_own:
-                v = jnp.repeat(v, batch, axis=0)
-            elif is_own:
-                v = v if is_mapped else jnp.broadcast_to(v, (size, *v.shape))
-                v = v.reshape(size * batch, *v.shape[2:])
-            out.append(v)
+        for v, is_mapped, is_own in zip(arrays[first:], mapped[first:], (True, *own), strict=True):
+            out.append(_in_one_batch(v, size, batch, is_mapped, is_own))
             flags.append(is_mapped or is_own)
         ys = _batched(step, flags[1:], sided, kernel)(*out)
         return ys.reshape(size, batch, *ys.shape[1:]), True
 
     return run
+
+
+def _in_one_batch(v: Array, size: int, batch: int, is_mapped: bool, is_own: bool) -> Array:
+    """What `size` batches have, mapped over or not, as the one batch of all trajectories has it."""
+    if not is_own:
+        return jnp.repeat(v, batch, axis=0) if is_mapped else v
+    if not is_mapped:
+        v = jnp.broadcast_to(v, (size, *v.shape))
+    return v.reshape(size * batch, *v.shape[2:])
 
 
 def _launched(step, own, when, x0, rest, kernel: Kernel) -> Float[Array, "b t n"]:
@@ -107,9 +110,7 @@ def _launched(step, own, when, x0, rest, kernel: Kernel) -> Float[Array, "b t n"
         jax.ShapeDtypeStruct(v.shape[1:] if apart else v.shape, v.dtype)
         for v, apart in zip(rest, own, strict=True)
     ]
-    program = jax.make_jaxpr(step)(
-        *single[:2], jax.ShapeDtypeStruct((n,), x0.dtype), *single[2:]
-    )
+    program = jax.make_jaxpr(step)(*single[:2], jax.ShapeDtypeStruct((n,), x0.dtype), *single[2:])
     if is_traced(program.consts):
         raise ValueError(
             "`engine=jaxdyn.Kernel` cannot serve a step that closes over what jit, grad or vmap "

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from . import rewrites
-from .entries import Entries, Lanes
+from .entries import Entries, Lanes, known
 
 # Elementwise operations that Triton has, or that `rewrites` makes of those.
 ELEMENTWISE = frozenset(
@@ -25,7 +25,7 @@ REWRITTEN: dict[str, Callable] = {
 IDENTITIES = frozenset("copy copy_p optimization_barrier stop_gradient".split())
 # Operations that only move entries. Those of the second line take an index too.
 MOVES = frozenset(
-    "broadcast_in_dim concatenate pad reshape rev slice split squeeze stack transpose unstack "
+    "broadcast_in_dim concatenate pad reshape rev slice split squeeze stack tile transpose unstack "
     "dynamic_slice dynamic_update_slice gather scatter".split()
 )
 
@@ -35,7 +35,7 @@ def evaluate(eqn: Any, operands: Sequence[Entries], lanes: Lanes) -> list[Entrie
     name = eqn.primitive.name
     if name in IDENTITIES:
         return list(operands)
-    if operands and all(operand.known() for operand in operands) or name == "iota":
+    if name == "iota" or (operands and all(operand.known() for operand in operands)):
         return _folded(eqn, operands)
     if name in MOVES:
         return _moved(eqn, operands)
@@ -53,20 +53,19 @@ def evaluate(eqn: Any, operands: Sequence[Entries], lanes: Lanes) -> list[Entrie
 
 
 def each(fn: Callable, *operands: Entries) -> Entries:
-    """`fn` of every entry; what has but one goes with all."""
-    shape = next((operand.shape for operand in operands if operand.shape), ())
-    size = math.prod(shape)
-    rows = [o.items if o.shape == shape else o.items * size for o in operands]
+    """`fn` of every entry; axes of length 1, and missing ones, go with all."""
+    shape = np.broadcast_shapes(*(operand.shape for operand in operands))
+    rows = [
+        o.items if o.shape == shape else o.at(np.broadcast_to(o.numbers(), shape)).items
+        for o in operands
+    ]
     return Entries(shape, [fn(*items) for items in zip(*rows, strict=True)])
 
 
 def _folded(eqn: Any, operands: Sequence[Entries]) -> list[Entries]:
     """An operation on what is known, done at once."""
     values = [o.value(v.aval.dtype) for o, v in zip(operands, eqn.invars, strict=True)]
-    outs = _now(eqn, values)
-    return [
-        Entries(out.shape, [out.dtype.type(v) for v in out.ravel()]) for out in map(np.asarray, outs)
-    ]
+    return [known(out) for out in _now(eqn, values)]
 
 
 def _now(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:

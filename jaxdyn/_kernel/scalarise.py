@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import Literal
 
 from .entries import Entries, Lanes, known
 from .primitives import UnknownPlace, evaluate
@@ -20,16 +20,16 @@ _CALLS = frozenset(
 )
 
 
-def scalarised(program: ClosedJaxpr, operands: Sequence[Entries], lanes: Lanes) -> list[Entries]:
+def scalarised(program: Any, operands: Sequence[Entries], lanes: Lanes) -> list[Entries]:
     """What `program`, written for arrays of one trajectory, makes of their entries.
 
     **Raises:** ValueError that names an operation which cannot be carried out so.
     """
-    return _run(program.jaxpr, [known(const) for const in program.consts], operands, lanes)
+    return _called(program, operands, lanes)
 
 
 def _run(
-    jaxpr: Jaxpr, consts: Sequence[Entries], operands: Sequence[Entries], lanes: Lanes
+    jaxpr: Any, consts: Sequence[Entries], operands: Sequence[Entries], lanes: Lanes
 ) -> list[Entries]:
     values: dict[Any, Entries] = {}
 
@@ -60,9 +60,8 @@ def _equation(eqn: Any, operands: list[Entries], lanes: Lanes) -> list[Entries]:
 
 
 def _called(program: Any, operands: Sequence[Entries], lanes: Lanes) -> list[Entries]:
-    if isinstance(program, Jaxpr):
-        return _run(program, [], operands, lanes)
-    return scalarised(program, operands, lanes)
+    consts = [known(const) for const in getattr(program, "consts", ())]
+    return _run(getattr(program, "jaxpr", program), consts, operands, lanes)
 
 
 def _cond(params: dict, operands: list[Entries], lanes: Lanes) -> list[Entries]:
@@ -81,13 +80,19 @@ def _cond(params: dict, operands: list[Entries], lanes: Lanes) -> list[Entries]:
         return out
 
     return [
-        Entries(outs[0].shape, [choose(*items) for items in zip(*(o.items for o in outs))])
+        Entries(
+            outs[0].shape, [choose(*items) for items in zip(*(o.items for o in outs), strict=True)]
+        )
         for outs in zip(*all_outs, strict=True)
     ]
 
 
 def _scan(params: dict, operands: list[Entries], lanes: Lanes) -> list[Entries]:
-    length, consts, carried = params["length"], params["num_consts"], params["num_carry"]
+    length = params["length"]
+    if "ft_in" in params:  # from JAX 0.12 on
+        consts, carried, _ = map(len, params["ft_in"].unpack())
+    else:
+        consts, carried = params["num_consts"], params["num_carry"]
     if length > MOST_TURNS:
         raise _refusal(f"a loop of {length} turns (limit {MOST_TURNS})")
     fixed, carry = operands[:consts], operands[consts : consts + carried]

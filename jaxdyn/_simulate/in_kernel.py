@@ -36,9 +36,9 @@ def check_kernel(kernel: Kernel, solver: diffrax.AbstractSolver, n: int, x0: Arr
         )
     if not solver.explicit:
         raise ValueError(
-            f"`engine=jaxdyn.Kernel` takes solvers whose step is a formula, and "
-            f"{type(solver).__name__} works with matrices; use solver=jaxdyn.Strang(), jaxdyn.RK4() or jaxdyn.Taylor(), or "
-            "leave `engine` out."
+            "`engine=jaxdyn.Kernel` takes solvers whose step is a formula, and "
+            f"{type(solver).__name__} works with matrices; use solver=jaxdyn.Strang(), "
+            "jaxdyn.RK4() or jaxdyn.Taylor(), or leave `engine` out."
         )
     if n > MOST_UNITS:
         raise ValueError(
@@ -64,7 +64,8 @@ def integrate_by_kernel(
     arrays, static = eqx.partition((batch, rows), eqx.is_array)
 
     def forward(*arrays):
-        return _states(*eqx.combine(arrays, static), kernel)
+        rollout, rows = eqx.combine(arrays, static)
+        return _states(rollout, rows, kernel)
 
     def plain(*arrays):
         rollout, rows = eqx.combine(arrays, static)
