@@ -283,7 +283,7 @@ def test_what_cannot_be_taken_apart_is_refused(step, what):
 
 def test_programs_that_are_too_long_are_refused(monkeypatch):
     monkeypatch.setattr(tile, "MOST_OPERATIONS", 50)
-    with pytest.raises(ValueError, match="more than 50 operations.*fewer units"):
+    with pytest.raises(ValueError, match=r"more than 50 operations.*fewer units"):
         solve(jd.PoissonCell(W3, TANH), jd.RK4())
 
 
