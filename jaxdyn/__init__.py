@@ -43,6 +43,7 @@ from ._invariants import casimir_drift as casimir_drift
 from ._invariants import energy_drift as energy_drift
 from ._invariants import poisson_defect as poisson_defect
 from ._invariants import reversibility_error as reversibility_error
+from ._kernel import Kernel as Kernel
 from ._model_file import load_module as load_module
 from ._model_file import save_module as save_module
 from ._simulate import ReversibleAdjoint as ReversibleAdjoint

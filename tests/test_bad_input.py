@@ -501,6 +501,53 @@ THREADS = [
 ]
 
 
+def by_kernel(**options):
+    options = {"n_steps": 1, "engine": jd.Kernel(interpret=True), **options}
+    return sim(**options)
+
+
+def inputs_of_all(t):
+    return jnp.ones((2, 2)) * t
+
+
+def many_units():
+    cell = jd.PoissonCell(jd.BlockSkew(np.ones(40)), jd.Tanh())
+    return by_kernel(cell=cell, x0=np.ones(80))
+
+
+SHORT = diffrax.LinearInterpolation(PATH.ts, PATH.ys[:, :2])
+ADAPTED = {"solver": TAYLOR, "stepsize_controller": CONTROLLER}
+NO_GPU = jd.Kernel()
+KERNELS = [
+    ("no power of two", lambda: jd.Kernel(96), V, "`tile`", "power of two from 1 to 1024, got 96"),
+    ("too many", lambda: jd.Kernel(2048), V, "`tile`", "power of two from 1 to 1024"),
+    ("half a lane", lambda: jd.Kernel(0.5), T, "`tile`", "power of two such as 128 or None"),
+    ("interpret a number", lambda: jd.Kernel(interpret=1), T, "`interpret`", "True or False"),
+    ("no GPU", lambda: by_kernel(engine=NO_GPU), V, "`engine=jaxdyn.Kernel`.*GPU", "leave `engine"),
+    ("Tsit5", lambda: by_kernel(solver=TSIT5), V, "`engine.*`solver`", "leave `engine` out"),
+    ("implicit", lambda: by_kernel(solver=jd.ImplicitMidpoint()), V, "`engine", "solver=jaxdyn.St"),
+    ("adaptive", lambda: by_kernel(**ADAPTED), V, "`engine=jaxdyn.Kernel", "leave it out"),
+    ("event", lambda: by_kernel(event=EVENT), V, "`engine=jaxdyn.Kernel", "`event`.*leave it out"),
+    ("adjoint", lambda: by_kernel(adjoint=diffrax.DirectAdjoint()), V, "`engine", "leave it out"),
+    ("progress", lambda: by_kernel(progress=True), V, "`progress", "leave it out"),
+    (
+        "a path",
+        lambda: by_kernel(cell=DRIVEN, args=SHORT_PATH),
+        V,
+        "cannot carry out",
+        "`engine` o",
+    ),
+    (
+        "inputs of all",
+        lambda: by_kernel(cell=DRIVEN, x0=XS, args=inputs_of_all),
+        V,
+        "`args`",
+        "stack of eqx.Modules",
+    ),
+    ("many units", many_units, V, "up to 64 units, and `cell` has 80", "leave `engine` out"),
+]
+
+
 Y = np.sin(0.3 * np.arange(100.0))
 
 
@@ -617,6 +664,7 @@ def refused() -> list[Case]:
             cases.append(Case(fn.__name__, what, lambda fn=fn, call=call: call(fn), *rest))
     cases += [Case("reversal_interval", *case) for case in INTERVAL]
     cases += [Case("Threads", *case) for case in THREADS]
+    cases += [Case("Kernel", *case) for case in KERNELS]
     for solver in SPLITTINGS:
         name = solver.__name__
         shell, damped = (

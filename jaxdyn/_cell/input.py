@@ -37,6 +37,17 @@ class AbstractInputs(eqx.Module):
     def __call__(self, i: Array | int) -> Args:
         """The input of trajectory `i`."""
 
+    def stacked(self) -> tuple[Args, bool]:
+        """One input whose arrays are shared by all trajectories, or lead with the batch (True).
+
+        **Raises:** ValueError where there is none.
+        """
+        raise ValueError(
+            "`args`: a function that gives the inputs of all trajectories at once cannot be taken "
+            "apart for `engine=jaxdyn.Kernel`; give a stack of eqx.Modules u(t), as "
+            "eqx.filter_vmap makes them, or leave `engine` out."
+        )
+
 
 class SharedInput(AbstractInputs):
     """One input for all trajectories."""
@@ -46,6 +57,9 @@ class SharedInput(AbstractInputs):
     def __call__(self, i: Array | int) -> Args:
         return self.u
 
+    def stacked(self) -> tuple[Args, bool]:
+        return self.u, False
+
 
 class _RowInputs(AbstractInputs):
     """An input that evaluates to (b, m), one row per trajectory."""
@@ -54,6 +68,9 @@ class _RowInputs(AbstractInputs):
 
     def __call__(self, i: Array | int) -> Args:
         return jnp.asarray(self.u)[i] if is_constant_input(self.u) else _Row(self.u, i)
+
+    def stacked(self) -> tuple[Args, bool]:
+        return (jnp.asarray(self.u), True) if is_constant_input(self.u) else super().stacked()
 
 
 class _Row(eqx.Module):
@@ -72,6 +89,9 @@ class _StackedInputs(AbstractInputs):
     def __call__(self, i: Array | int) -> Args:
         dynamic, static = eqx.partition(self.u, eqx.is_array)
         return eqx.combine(jax.tree.map(lambda leaf: leaf[i], dynamic), static)
+
+    def stacked(self) -> tuple[Args, bool]:
+        return self.u, True
 
 
 def per_trajectory(u: Args, t0: RealScalar, batch: int, m: int) -> AbstractInputs:

@@ -25,7 +25,7 @@ def check_types(**arguments) -> None:
         "adjoint": "a jaxdyn.ReversibleAdjoint or a diffrax adjoint",
         "stepsize_controller": "a diffrax controller such as diffrax.PIDController(rtol=, atol=)",
         "event": "a diffrax.Event",
-        "engine": "a jaxdyn.Threads",
+        "engine": "a jaxdyn.Threads or jaxdyn.Kernel",
         "mesh": 'a jax.sharding.Mesh such as jax.make_mesh((2,), ("b",))',
     }
     for name, (value, kind) in arguments.items():

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from .._cell import AbstractCell, cast
+from .._kernel import Kernel
 from .._solver import RK4, AbstractCellSolver, Strang
 from .._types import Args, RealScalar, is_traced
 from .adjoint import ReversibleAdjoint, check_reversible
@@ -23,6 +24,7 @@ from .checks import (
     inputs_of,
     is_count,
 )
+from .in_kernel import check_kernel, integrate_by_kernel
 from .memory import check_memory
 from .results import all_finite, raise_failures
 from .reversible import integrate_reversibly
@@ -50,7 +52,7 @@ def simulate(
     stepsize_controller: diffrax.AbstractStepSizeController | None = None,
     event: diffrax.Event | None = None,
     max_steps: int | None = None,
-    engine: Threads | None = None,
+    engine: Threads | Kernel | None = None,
     mesh: Mesh | None = None,
     progress: bool = False,
     throw: bool = True,
@@ -93,8 +95,8 @@ def simulate(
     - `event`: a `diffrax.Event`.
     - `max_steps`: the most steps diffrax may take. Default: what a fixed step needs; else 2^20, or
       4096 where every step is stored.
-    - `engine`: [`jaxdyn.Threads`][], to share a batch among the cores of a CPU. Default: one
-      program for all, which jit, grad and vmap can be applied to.
+    - `engine`: [`jaxdyn.Threads`][], to share a batch among the cores of a CPU, or
+      [`jaxdyn.Kernel`][], for all steps in one program of a GPU. Default: one scan for all.
     - `mesh`: a `jax.sharding.Mesh`, such as `jax.make_mesh((jax.device_count(),), ("b",))`: the
       batch is shared among all its devices, of all processes if it spans several; x0 is then the
       whole batch in each of them, or a global array. `.ys` is sharded in the same way. On CPUs the
@@ -120,14 +122,14 @@ def simulate(
         adjoint=(adjoint, diffrax.AbstractAdjoint),
         stepsize_controller=(stepsize_controller, diffrax.AbstractStepSizeController),
         event=(event, diffrax.Event),
-        engine=(engine, Threads),
+        engine=(engine, Threads | Kernel),
         mesh=(mesh, Mesh),
     )
     check_flags(progress=progress, throw=throw)
     if progress and (engine is not None or isinstance(adjoint, ReversibleAdjoint)):
         raise ValueError(
-            "`progress=True` goes with neither `engine=jaxdyn.Threads` nor "
-            "`adjoint=jaxdyn.ReversibleAdjoint`; leave it out."
+            "`progress=True` goes with neither `engine` nor `adjoint=jaxdyn.ReversibleAdjoint`; "
+            "leave it out."
         )
     check_event(event)
     x0 = check_x0(cell, x0)
@@ -143,7 +145,9 @@ def simulate(
     check_solver(solver, cell, adjoint, stepsize_controller)
     if undoing is not None:
         check_reversible(undoing, solver, cell, args)
-    if engine is not None:
+    if isinstance(engine, Kernel):
+        check_kernel(engine, solver, cell.size, x0)
+    elif engine is not None:
         check_threads(x0, adjoint, cell, args, dt, t0, solver, saveat)
     if mesh is not None:
         check_mesh(mesh, x0, engine, progress)
@@ -167,7 +171,7 @@ def simulate(
         # Looking first costs nothing where the values are known, and saves half a millisecond.
         throw = throw and (is_traced(finite) or not all_finite(finite))
     elif engine is not None or mesh is not None:
-        given = "engine=jaxdyn.Threads" if mesh is None else "mesh"
+        given = f"engine=jaxdyn.{type(engine).__name__}" if mesh is None else "mesh"
         raise ValueError(
             f"`{given}` is for solvers of ours with fixed steps and concrete save "
             "times, without `event`, a `max_steps` that is too few, or SaveAt's dense, "
@@ -214,7 +218,7 @@ def by_scan(
     fn,
     progress,
     adjoint: ReversibleAdjoint | None,
-    engine: Threads | None,
+    engine: Threads | Kernel | None,
     mesh: Mesh | None,
 ) -> tuple[diffrax.Solution, Any]:
     """The solution, and which trajectories stayed finite."""
@@ -228,6 +232,11 @@ def by_scan(
     if mesh is not None:
         total = int(plan.steps[-1])
         ys, finite, result = integrate_on_mesh(rollout, when, total, adjoint, mesh)
+        if adjoint is not None:
+            stats["checkpoint_every"] = adjoint.checkpoint_every
+    elif isinstance(engine, Kernel):
+        total = int(plan.steps[-1])
+        ys, finite, result = integrate_by_kernel(rollout, when, total, adjoint, engine)
         if adjoint is not None:
             stats["checkpoint_every"] = adjoint.checkpoint_every
     elif engine is not None and x0.ndim == 2:

@@ -39,6 +39,9 @@ class AbstractCellSolver(diffrax.AbstractSolver[None]):
     """Whether a step of -dt undoes a step of dt, as `undo_batch` needs; and `prepare` does not
     depend on dt."""
 
+    explicit: ClassVar[bool] = True
+    """Whether a step is made of sums, products and functions of numbers, with nothing to solve."""
+
     term_structure: ClassVar = diffrax.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., diffrax.AbstractLocalInterpolation]] = (
         diffrax.ThirdOrderHermitePolynomialInterpolation
@@ -73,6 +76,18 @@ class AbstractCellSolver(diffrax.AbstractSolver[None]):
             return self.advance(cell, t, dt, x, inputs(i))
 
         return jax.vmap(one, in_axes=(1, 0), out_axes=1)(x, jnp.arange(x.shape[1]))
+
+    def advance_lane(
+        self,
+        cell: AbstractCell,
+        t: Float[Array, ""],
+        dt: Float[Array, ""],
+        x: Float[Array, " n"],
+        args: Args,
+    ) -> Float[Array, " n"]:
+        """`advance` for a kernel, where every number is a register: `cell` is that of `form`, and
+        `x` one that `start` has made or a step."""
+        return self.advance(cell, t, dt, x, args)
 
     def tile(self, cell: AbstractCell, itemsize: int, shared: bool) -> int | None:
         """How many trajectories, of numbers of `itemsize` bytes, are best solved at a time on a

@@ -22,6 +22,7 @@ class DiscreteGradient(AbstractCellSolver):
     """
 
     reversible: ClassVar = True
+    explicit: ClassVar = False
 
     def order(self, terms) -> int:
         return 2

@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import equinox as eqx
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
@@ -24,6 +26,8 @@ class ExactLinear(AbstractCellSolver):
     `simulate` forms the dense matrix exponential once for a fixed-step solve, and a step is one
     matrix product; inside plain diffrax every step forms it.
     """
+
+    explicit: ClassVar = False
 
     def order(self, terms) -> None:
         return None

@@ -21,6 +21,7 @@ class ImplicitMidpoint(AbstractCellSolver):
     """
 
     reversible: ClassVar = True
+    explicit: ClassVar = False
 
     def order(self, terms) -> int:
         return 2

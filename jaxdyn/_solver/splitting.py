@@ -143,6 +143,21 @@ class AbstractSplitting(AbstractCellSolver):
     ) -> Float[Array, "n b"]:
         return self._advance(cell, t, dt, x, inputs, x.shape[1])
 
+    def advance_lane(
+        self,
+        cell: AbstractCell,
+        t: Float[Array, ""],
+        dt: Float[Array, ""],
+        x: Float[Array, " n"],
+        args: Args,
+    ) -> Float[Array, " n"]:
+        # Blocks would be padded, and loops over pairs of sweeps would hide kicks that merge.
+        flows = ClassFlows(Step(cell, SharedInput(args), t, dt), None, self.grid)
+        state = flows.begin(x, t)
+        for part in _merged(self.coefficients, flows.names):
+            state = flows.apply(part, state)
+        return flows.end(state)
+
     def _advance(self, cell, t, dt, x, inputs, batch):
         if isinstance(cell, AbstractCell) and _is_sequential(cell):
             cell = self.prepare(cell, dt)

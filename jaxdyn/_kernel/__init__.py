@@ -1,0 +1,2 @@
+from .engine import Kernel as Kernel
+from .engine import check_device as check_device

@@ -1,0 +1,181 @@
+"""All time steps in one Pallas kernel, one trajectory per lane.
+
+The Triton lowering of JAX 0.10 has no slices, gathers or arrays whose size is no power of two: in
+the kernel there are only scalars, vectors over the tile, elementwise functions, loops with vectors
+as carry, and loads and stores of one row.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import custom_vmap
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jaxtyping import Array, Float, Int, PyTree
+
+from .._types import is_traced
+from .engine import Kernel
+from .tile import Place, run_tile
+
+
+class Saves(NamedTuple):
+    """When to save: save s comes `count` steps after the one before, at step `start` + `count`,
+    and a fraction `side` of a step later, from which nothing goes on (None: all on the grid)."""
+
+    start: Int[Array | np.ndarray, " t"]
+    count: Int[Array | np.ndarray, " t"]
+    side: Float[Array | np.ndarray, " t"] | None
+
+
+def integrate_in_kernel(
+    step: Callable[[PyTree, Array, Array, Array], Array],
+    constants: PyTree,
+    own: PyTree,
+    x0: Float[Array, "b n"],
+    t0: Float[Array, ""],
+    dt: Float[Array, ""],
+    saves: Saves,
+    kernel: Kernel,
+) -> Float[Array, "b t n"]:
+    """The states at the saves.
+
+    `step(constants, t, dt, x)` is the state of one trajectory after a step from `x` (n,) at `t`,
+    for any `dt`; every time it is t0 + k dt. It is traced once, so that any vector field, x' =
+    f(t, x), can be solved by a method written out in it. The leaves of `constants` are arrays that
+    all trajectories share; where `own`, a tree prefix of bools, is True they lead with the batch.
+
+    Under vmap the batch grows by the mapped axis, and what is mapped over becomes each
+    trajectory's own.
+
+    **Raises:** ValueError when a step cannot be taken apart, or is too long.
+    """
+    # The lowering says so to whoever comes first; the kernel's room is where it matters.
+    warnings.filterwarnings(
+        "ignore", message="The Pallas Triton backend is deprecated", category=DeprecationWarning
+    )
+    leaves, structure = jax.tree.flatten(constants)
+    flags = jax.tree.leaves(jax.tree.map(lambda o, c: jax.tree.map(lambda _: o, c), own, constants))
+
+    def flat(t: Array, dt: Array, x: Array, *leaves: Array) -> Array:
+        return step(jax.tree.unflatten(structure, leaves), t, dt, x)
+
+    run = _batched(flat, (False, False, *flags), saves.side is not None, kernel)
+    side = () if saves.side is None else (saves.side,)
+    return run(saves.start, saves.count, *side, x0, t0, dt, *leaves)
+
+
+def _batched(step: Callable, own: Sequence[bool], sided: bool, kernel: Kernel) -> Callable:
+    """A solve as a function of (start, count[, side], x0, t0, dt, *leaves)."""
+    first = 2 + sided
+
+    @custom_vmap
+    def run(*arrays):
+        when, (x0, *rest) = arrays[:first], arrays[first:]
+        return _launched(step, own, when, x0, rest, kernel)
+
+    @run.def_vmap
+    def _(size, mapped, *arrays):
+        if any(mapped[:first]):
+            raise ValueError("`saveat` cannot be mapped over with `engine=jaxdyn.Kernel`.")
+        batch = arrays[first].shape[1 if mapped[first] else 0]
+        out, flags = list(arrays[:first]), []
+        for v, is_mapped, is_own in zip(arrays[first:], mapped[first:], (True, *own), strict=True):
+            out.append(_in_one_batch(v, size, batch, is_mapped, is_own))
+            flags.append(is_mapped or is_own)
+        ys = _batched(step, flags[1:], sided, kernel)(*out)
+        return ys.reshape(size, batch, *ys.shape[1:]), True
+
+    return run
+
+
+def _in_one_batch(v: Array, size: int, batch: int, is_mapped: bool, is_own: bool) -> Array:
+    """What `size` batches have, mapped over or not, as the one batch of all trajectories has it."""
+    if not is_own:
+        return jnp.repeat(v, batch, axis=0) if is_mapped else v
+    if not is_mapped:
+        v = jnp.broadcast_to(v, (size, *v.shape))
+    return v.reshape(size * batch, *v.shape[2:])
+
+
+def _launched(step, own, when, x0, rest, kernel: Kernel) -> Float[Array, "b t n"]:
+    batch, n = x0.shape
+    tile = kernel.lanes(batch)
+    padding = -batch % tile
+    single = [
+        jax.ShapeDtypeStruct(v.shape[1:] if apart else v.shape, v.dtype)
+        for v, apart in zip(rest, own, strict=True)
+    ]
+    program = jax.make_jaxpr(step)(*single[:2], jax.ShapeDtypeStruct((n,), x0.dtype), *single[2:])
+    if is_traced(program.consts):
+        raise ValueError(
+            "`engine=jaxdyn.Kernel` cannot serve a step that closes over what jit, grad or vmap "
+            "trace; pass it as an argument or a field of an eqx.Module, or leave `engine` out."
+        )
+
+    def rows(v: Array) -> Array:
+        """(b, ...) as rows of lanes."""
+        return jnp.pad(v.reshape(batch, -1).T, ((0, 0), (0, padding)), mode="edge")
+
+    used = _used(program.jaxpr)
+    used = [True, True, *used[3:]]
+    arrays, places = _packed(rest, own, used, rows)
+    when = [v.astype(np.int32) if v.dtype.kind == "i" else v for v in map(jnp.asarray, when)]
+    inputs = [*when, *arrays, rows(x0)]
+    whole = [pl.BlockSpec(v.shape, lambda i, d=v.ndim: (0,) * d) for v in inputs]
+    shared = [v.ndim == 1 for v in inputs]
+    specs = [
+        spec if same else pl.BlockSpec((v.shape[0], tile), lambda i: (0, i))
+        for spec, same, v in zip(whole, shared, inputs, strict=True)
+    ]
+    saved = when[0].shape[0]
+    body = functools.partial(run_tile, program, places, len(when), tile)
+    ys = pl.pallas_call(
+        body,
+        grid=((batch + padding) // tile,),
+        in_specs=specs,
+        out_specs=pl.BlockSpec((saved, n, tile), lambda i: (0, 0, i)),
+        out_shape=jax.ShapeDtypeStruct((saved, n, batch + padding), x0.dtype),
+        compiler_params=triton.CompilerParams(num_warps=kernel.warps(batch), num_stages=1),
+        interpret=kernel.interpret,
+        name="jaxdyn_steps",
+    )(*inputs)
+    return jnp.moveaxis(ys[:, :, :batch], -1, 0)
+
+
+def _used(jaxpr: Any) -> list[bool]:
+    """Which of its arguments a program looks at."""
+    seen = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | {id(v) for v in jaxpr.outvars}
+    return [id(v) in seen for v in jaxpr.invars]
+
+
+def _packed(rest, own, used, rows) -> tuple[list[Array], list[Place | None]]:
+    """The constants in one array for each dtype, and for shared ones and own ones."""
+    groups: dict[Any, list[Array]] = {}
+    for v, apart, wanted in zip(rest, own, used, strict=True):
+        if wanted and v.dtype == bool:
+            raise ValueError(
+                "`engine=jaxdyn.Kernel` takes no constants that are bools; make them numbers, or "
+                "leave `engine` out."
+            )
+        if wanted and v.size:
+            groups.setdefault((v.dtype, apart), []).append(v)
+    order = list(groups)
+    filled = dict.fromkeys(order, 0)
+    places: list[Place | None] = []
+    for v, apart, wanted in zip(rest, own, used, strict=True):
+        key, shape = (v.dtype, apart), v.shape[1:] if apart else v.shape
+        if not wanted or not v.size:
+            places.append(None if v.size else Place(0, 0, shape))
+            continue
+        places.append(Place(order.index(key), filled[key], shape))
+        filled[key] += int(np.prod(shape))
+    arrays = [
+        jnp.concatenate([rows(v) if apart else v.ravel() for v in groups[dtype, apart]])
+        for dtype, apart in order
+    ]
+    return arrays, places

@@ -1,0 +1,160 @@
+"""The fixed-step engine of `jaxdyn.Kernel`, and what it is given to do."""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from .._cell import SharedInput, evaluate_input, is_constant_input
+from .._kernel import Kernel, check_device
+from .._solver import AbstractCellSolver
+from .adjoint import ReversibleAdjoint
+from .reversible import integrate_reversibly
+from .rollout import Rollout
+from .scan import integrate, judged
+from .schedule import Rows
+from .tiles import tile_size
+
+# Beyond so many units the dense product alone is more operations than a program should have.
+MOST_UNITS = 64
+
+
+def check_kernel(kernel: Kernel, solver: diffrax.AbstractSolver, n: int, x0: Array) -> None:
+    """Refuses what a kernel cannot serve.
+
+    **Raises:** ValueError that names the argument.
+    """
+    if not isinstance(solver, AbstractCellSolver):
+        raise ValueError(
+            "`engine=jaxdyn.Kernel` is for solvers of ours, jaxdyn.Strang(), jaxdyn.RK4(), "
+            f"jaxdyn.Taylor() and the like, and `solver` is {type(solver).__name__}; leave "
+            "`engine` out."
+        )
+    if not solver.explicit:
+        raise ValueError(
+            "`engine=jaxdyn.Kernel` takes solvers whose step is a formula, and "
+            f"{type(solver).__name__} works with matrices; use solver=jaxdyn.Strang(), "
+            "jaxdyn.RK4() or jaxdyn.Taylor(), or leave `engine` out."
+        )
+    if n > MOST_UNITS:
+        raise ValueError(
+            f"`engine=jaxdyn.Kernel` keeps every unit in registers, which is for up to "
+            f"{MOST_UNITS} units, and `cell` has {n}; leave `engine` out."
+        )
+    check_device(kernel, x0)
+
+
+@eqx.filter_jit
+def integrate_by_kernel(
+    given: Rollout, rows: Rows, total: int, adjoint: ReversibleAdjoint | None, kernel: Kernel
+) -> tuple[PyTree, Bool[Array, "*b"], Any]:
+    """As `integrate`, or `integrate_reversibly` for an `adjoint`, with `total` steps."""
+    batch = eqx.tree_at(
+        lambda r: (r.x0, r.inputs, r.fn),
+        given,
+        (jnp.atleast_2d(given.x0), _without_closures(given.inputs, given.t0), None),
+        is_leaf=lambda v: v is None,
+    )
+    tile = tile_size(given.solver, given.cell, given.x0, None)
+    # As arguments, because what is differentiated must not close over what jit traces.
+    arrays, static = eqx.partition((batch, rows), eqx.is_array)
+
+    def forward(*arrays):
+        rollout, rows = eqx.combine(arrays, static)
+        return _states(rollout, rows, kernel)
+
+    def plain(*arrays):
+        rollout, rows = eqx.combine(arrays, static)
+        if adjoint is None:
+            return integrate(rollout, rows, None, tile)[0]
+        return integrate_reversibly(rollout, rows, total, adjoint, tile)[0]
+
+    solve = _derived(forward, plain) if adjoint is None else _derived_in_reverse(forward, plain)
+    ys = solve(*arrays)
+    finite = jnp.all(jnp.isfinite(ys[:, -1]), axis=-1)
+    outs = ys if given.fn is None else _saved(given, rows, ys)
+    return judged(given, outs, finite)
+
+
+def _derived(forward: Callable, plain: Callable) -> Callable:
+    """`forward` with the derivatives of `plain`, in both modes."""
+    solve = jax.custom_jvp(forward)
+
+    @solve.defjvp
+    def _(primals, tangents):
+        (rollout, rows), (tangent, _) = primals, tangents
+        _, out = jax.jvp(lambda rollout: plain(rollout, rows), (rollout,), (tangent,))
+        return solve(*primals), out
+
+    return solve
+
+
+def _derived_in_reverse(forward: Callable, plain: Callable) -> Callable:
+    """`forward` with the gradient of `plain`."""
+    solve = jax.custom_vjp(forward)
+
+    def kept(rollout, rows):
+        return forward(rollout, rows), (rollout, rows)
+
+    def pulled(kept, ct):
+        rollout, rows = kept
+        return *jax.vjp(lambda rollout: plain(rollout, rows), rollout)[1](ct), None
+
+    solve.defvjp(kept, pulled)
+    return solve
+
+
+def _states(rollout: Rollout, rows: Rows, kernel: Kernel) -> Float[Array, "b t n"]:
+    # Late: Pallas takes as long to import as all of jaxdyn, and few need it.
+    from .._kernel.launch import Saves, integrate_in_kernel
+
+    solver = rollout.solver
+    u, apart = rollout.inputs.stacked()
+    (cell, u), static = eqx.partition((solver.form(rollout.cell), u), eqx.is_array)
+
+    def step(constants, t, dt, x):
+        cell, u = eqx.combine(constants, static)
+        return solver.advance_lane(cell, t, dt, x, u)
+
+    end = (rows.start + rows.count)[rows.kept]
+    start = jnp.concatenate([jnp.zeros_like(end[:1]), end[:-1]])
+    side = rows.side[rows.kept] if rows.sided else None
+    saves = Saves(start, end - start, side)
+    x0 = solver.start(rollout.x0)
+    own = (False, apart)
+    return integrate_in_kernel(step, (cell, u), own, x0, rollout.t0, rollout.dt, saves, kernel)
+
+
+def _saved(given: Rollout, rows: Rows, ys: Float[Array, "b t n"]) -> PyTree:
+    """What the user's `fn` makes of the states."""
+    fn: Any = given.fn
+    at = given.time((rows.start + rows.count)[rows.kept])
+    if rows.sided:
+        at = at + rows.side[rows.kept] * given.dt
+    each_time = jax.vmap(fn, in_axes=(0, 0, None))
+    return jax.vmap(each_time, in_axes=(None, 0, 0))(at, ys, jnp.arange(ys.shape[0]))
+
+
+class _Input(eqx.Module):
+    """u(t) with the values that the function closes over made leaves of it."""
+
+    at: Callable
+    dtype: Any = eqx.field(static=True)
+
+    def __call__(self, t):
+        return self.at(jnp.asarray(t, self.dtype))
+
+
+def _without_closures(inputs: Any, t0: Array) -> Any:
+    """Otherwise they could be neither differentiated by nor mapped over."""
+    if not isinstance(inputs, SharedInput):
+        return inputs
+    u = inputs.u
+    if is_constant_input(u) or isinstance(u, diffrax.AbstractPath):
+        return inputs
+    at = eqx.filter_closure_convert(lambda t: evaluate_input(u, t), t0)
+    return SharedInput(_Input(at, t0.dtype))
