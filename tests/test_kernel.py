@@ -19,8 +19,6 @@ from jaxdyn._kernel.launch import Saves, integrate_in_kernel
 from jaxdyn._simulate import in_kernel
 from jaxdyn._solver.rk4 import rk4
 
-pytestmark = pytest.mark.core
-
 KEY = jr.key(0)
 KERNEL = jd.Kernel(tile=4, interpret=True)
 W3, W5 = (jd.DenseSkew.random(n, key=KEY) for n in (3, 5))
@@ -80,6 +78,7 @@ def test_numbers_are_those_of_the_scan(name):
     assert jnp.all(got.result == diffrax.RESULTS.successful)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("solver", [jd.RK4(), jd.Strang(), jd.Taylor(6)])
 def test_single_precision(solver):
     cell, x0 = jd.PoissonCell(PAIR, TANH), jr.normal(KEY, (3, 2), jnp.float32)
@@ -300,6 +299,7 @@ def lowered(run, *arguments):
     return program.as_text()
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     "name, dtype",
     [*((name, jnp.float32) for name in CASES), ("RK4, n = 5", jnp.float64)],
@@ -331,6 +331,7 @@ def test_every_activation_lowers_for_cuda(activation, monkeypatch):
     assert "__gpu$xla.gpu.triton" in text
 
 
+@pytest.mark.core
 def test_members_of_their_own_and_gradients_lower_for_cuda(monkeypatch):
     monkeypatch.setattr(in_kernel, "check_device", lambda *_: None)
     x0, u, how = jnp.ones((5, 3)), jnp.ones(1), {"engine": jd.Kernel(), "throw": False}
