@@ -52,6 +52,7 @@ BACKSOLVE, STEP_TO = diffrax.BacksolveAdjoint(), diffrax.StepTo(ts=jnp.array([0.
 TSIT5, HALVED, TAYLOR = diffrax.Tsit5(), diffrax.HalfSolver(jd.Strang()), jd.Taylor(4)
 # Three channels, where DRIVEN has two; and a state for each of four times.
 PATH = diffrax.LinearInterpolation(jnp.array([0.0, 1.0]), jnp.ones((2, 3)))
+SHORT_PATH = diffrax.LinearInterpolation(jnp.array([0.0, 1.0]), jnp.ones((2, 2)))
 YS = jnp.stack([X] * 4)
 NOISE = diffrax.VirtualBrownianTree(0.0, 1.0, tol=1e-2, shape=(2,), key=KEY)
 
