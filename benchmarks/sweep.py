@@ -43,7 +43,7 @@ def run(quick: bool = False) -> Report:
     targets = [
         Target("store / memory", timings[STORE].ratio(timings[MEMORY]), 1.1),
         Target(f"memory of {many:,} trajectories into a store, GiB", peak, 1.5),
-        Target(f"bytes that differ after {killed} SIGKILLs", float(not same), 0.0),
+        Target(f"stores that differ after {killed} SIGKILLs", float(not same), 0.0),
     ]
     devices = []
     for n, found in scaling.items():
