@@ -102,8 +102,7 @@ class Simulate:
     out: Path | None = None
     """File (.npz) for states (b, t, n), times, energies, W and metadata; none by default."""
     store: Path | None = None
-    """Instead of --out: a Zarr folder, written chunk by chunk, for ensembles of any size. It has
-    the final state and the energy drift of every trajectory, and with --save-every its states."""
+    """Instead of --out, for any size: a Zarr folder; states with --save-every, else the end."""
     resume: bool = False
     """Go on with the --store of a run of the same options that was killed, if there is one."""
     cache: Path | None = None
