@@ -5,6 +5,7 @@ or a dict of arrays; any function will do, and is compiled into the sweep. Those
 their axes are called and what is in them.
 """
 
+import abc
 from typing import Any, NamedTuple
 
 import diffrax
@@ -47,12 +48,13 @@ class About(NamedTuple):
 class AbstractReduction(eqx.Module):
     """A reduction that says what it returns."""
 
+    @abc.abstractmethod
     def __call__(self, trajectory: Trajectory) -> Any:
-        raise NotImplementedError
+        """What is kept of a trajectory: an array, or a dict of arrays."""
 
+    @abc.abstractmethod
     def about(self) -> dict[str, About]:
         """Of each array that `__call__` returns, or of "" if it is but one."""
-        raise NotImplementedError
 
 
 class InitialState(AbstractReduction):
