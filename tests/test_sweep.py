@@ -389,6 +389,8 @@ def test_the_command(tmp_path, capsys):
     assert code == 2 and "--store" in err and "give another name" in err
     code, _, err = run(capsys, [*small, "--store", str(store), "--resume"])
     assert code == 2 and "holds another sweep" in err
+    code, _, err = run(capsys, [*small, "--seed", "1", "--store", str(store), "--resume"])
+    assert code == 2 and "not the same network, initial states, --seed," in err
     code, _, err = run(capsys, [*small, "--resume"])
     assert code == 2 and "--resume" in err
     code, _, err = run(capsys, [*small, "--store", str(store), "--out", str(file)])

@@ -219,8 +219,8 @@ class Simulate:
 
         options = {name: f"--{name}" for name in ("store", "t1", "dt", "dtype", "solver")}
         options |= {"n_steps": "--t1", "keep": "--save-every", "every": "--save-every"}
-        # What the seed and the options of the network make.
-        options |= {"cell": "--operator", "x0": "--energy", "key": "--seed"}
+        # What --seed and the options of the network make.
+        options |= {"cell": "network", "x0": "initial states", "key": "--seed"}
         options |= {"trajectories": "--trajectories", "retries": "another attempt"}
 
         def said(text: Any) -> str:
