@@ -757,6 +757,7 @@ SWEPT: list[tuple[dict, str, str, str]] = [
     ({"store": os.path.join("no", "where")}, "OSError", "no such folder", "'?.*no'?"),
     ({"attributes": {"a": {1}}}, T, "`attributes`", "what JSON can hold"),
     ({"engine": jd.Threads(), "mesh": jax.make_mesh((1,), ("b",))}, V, "`mesh`", "leave one"),
+    ({"engine": jd.Kernel()}, T, "`engine` of a sweep", "a jaxdyn.Threads or None"),
     ({"mesh": 2}, T, "`mesh`", "jax.sharding.Mesh"),
     ({"progress": 1}, T, "`progress`", "True or False"),
 ]

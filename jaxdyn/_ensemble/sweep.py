@@ -102,7 +102,7 @@ def sweep(
     resume: bool = False,
     attributes: Any = None,
     retries: Any = 0,
-    engine: Threads | None = None,
+    engine: Any = None,
     mesh: Mesh | None = None,
     progress: bool = False,
     throw: bool = True,
@@ -156,8 +156,7 @@ def sweep(
     process writes to it; RuntimeError that names the chunk that failed. What has been written by
     then is kept.
     """
-    check_types(solver=(solver, diffrax.AbstractSolver), engine=(engine, Threads))
-    check_types(mesh=(mesh, Mesh))
+    check_types(solver=(solver, diffrax.AbstractSolver), mesh=(mesh, Mesh))
     check_flags(resume=resume, progress=progress, throw=throw)
     _check_count("retries", retries, 0)
     if every is not None:
@@ -270,7 +269,7 @@ def _checked_path(store: Any, resume: bool) -> Path | None:
     return Path(store).expanduser().absolute()
 
 
-def _place(engine: Threads | None, mesh: Mesh | None) -> Mesh | Threads:
+def _place(engine: Any, mesh: Mesh | None) -> Mesh | Threads:
     local = jax.local_devices()
     if engine is not None and mesh is not None:
         raise ValueError("`mesh` and `engine` exclude each other; leave one of them out.")
@@ -282,6 +281,10 @@ def _place(engine: Threads | None, mesh: Mesh | None) -> Mesh | Threads:
             )
         return mesh
     if engine is not None:
+        if not isinstance(engine, Threads):
+            raise TypeError(
+                f"`engine` of a sweep must be a jaxdyn.Threads or None, got {engine!r}."
+            )
         if local[0].platform != "cpu":
             raise ValueError(
                 "`engine=jaxdyn.Threads` is for the cores of a CPU, and JAX runs on "
