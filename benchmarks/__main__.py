@@ -25,6 +25,7 @@ NAMES = (
     "forecast",
     "lyapunov",
     "sweep",
+    "kernel",
 )
 
 
