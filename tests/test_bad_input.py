@@ -54,7 +54,12 @@ TSIT5, HALVED, TAYLOR = diffrax.Tsit5(), diffrax.HalfSolver(jd.Strang()), jd.Tay
 PATH = diffrax.LinearInterpolation(jnp.array([0.0, 1.0]), jnp.ones((2, 3)))
 SHORT_PATH = diffrax.LinearInterpolation(jnp.array([0.0, 1.0]), jnp.ones((2, 2)))
 YS = jnp.stack([X] * 4)
+UNDO = jd.ReversibleAdjoint()
 NOISE = diffrax.VirtualBrownianTree(0.0, 1.0, tol=1e-2, shape=(2,), key=KEY)
+
+
+def field(t, x, args):
+    return -x
 
 
 class Case(NamedTuple):
@@ -233,6 +238,13 @@ SIMULATE = [
     ("cell a class", lambda: sim(jd.PoissonCell), T, "`cell`", "object, not the class"),
     ("cell an operator", lambda: sim(W), T, "`cell`", "a jaxdyn.PoissonCell"),
     ("cell a function", lambda: sim(jnp.tanh), T, "`cell`", "a jaxdyn.PoissonCell"),
+    ("cell of two", lambda: sim(lambda t, x: x), T, "`cell`", r"a function f\(t, x, args\)"),
+    ("rate short", lambda: sim(lambda t, x, _: x[1:]), V, "`cell`.*one real array of", "jnp.stack"),
+    ("rate a tuple", lambda: sim(lambda t, x, _: (x, x)), V, "`cell`.*got tuple", "jnp.stack"),
+    ("rate a bool", lambda: sim(lambda t, x, _: x > 0), T, "`cell`.*dtype bool", "real array"),
+    ("field, Strang", lambda: sim(field, solver=jd.Strang()), V, "`solver`", "jaxdyn.RK4"),
+    ("field, undone", lambda: sim(field, adjoint=UNDO), V, "`adjoint", "leave `adjoint` out"),
+    ("field, no state", lambda: sim(field, []), V, "`x0`.*empty", "at least one"),
     ("dt left out", lambda: jd.simulate(CELL, X, t1=1.0), T, "'dt'", "required keyword"),
     ("dt zero", lambda: sim(dt=0), V, "`dt`", "> 0"),
     ("dt negative", lambda: sim(dt=-0.1), V, "`dt`", "> 0.*take t1 < t0"),
@@ -512,18 +524,26 @@ def inputs_of_all(t):
 
 
 def many_units():
-    cell = jd.PoissonCell(jd.BlockSkew(np.ones(40)), jd.Tanh())
-    return by_kernel(cell=cell, x0=np.ones(80))
+    cell = jd.PoissonCell(jd.BlockSkew(np.ones(65)), jd.Tanh())
+    return by_kernel(cell=cell, x0=np.ones(130))
+
+
+def in_tf32(**options):
+    return by_kernel(engine=jd.Kernel(interpret=True, precision=TF32), **options)
 
 
 SHORT = diffrax.LinearInterpolation(PATH.ts, PATH.ys[:, :2])
 ADAPTED = {"solver": TAYLOR, "stepsize_controller": CONTROLLER}
 NO_GPU = jd.Kernel()
+TF32, F64 = (getattr(jax.lax.DotAlgorithmPreset, p) for p in ("TF32_TF32_F32", "F64_F64_F64"))
 KERNELS = [
     ("no power of two", lambda: jd.Kernel(96), V, "`tile`", "power of two from 1 to 1024, got 96"),
     ("too many", lambda: jd.Kernel(2048), V, "`tile`", "power of two from 1 to 1024"),
     ("half a lane", lambda: jd.Kernel(0.5), T, "`tile`", "power of two such as 128 or None"),
     ("interpret a number", lambda: jd.Kernel(interpret=1), T, "`interpret`", "True or False"),
+    ("precision a word", lambda: jd.Kernel(precision="tf32"), T, "`precision`", "TF32_TF32_F32"),
+    ("precision", lambda: jd.Kernel(precision=F64), V, "`precision`", "got .*F64_F64_F64"),
+    ("TF32 in float64", in_tf32, V, "`precision`.*float32.*float64", "leave it out"),
     ("no GPU", lambda: by_kernel(engine=NO_GPU), V, "`engine=jaxdyn.Kernel`.*GPU", "leave `engine"),
     ("Tsit5", lambda: by_kernel(solver=TSIT5), V, "`engine.*`solver`", "leave `engine` out"),
     ("implicit", lambda: by_kernel(solver=jd.ImplicitMidpoint()), V, "`engine", "solver=jaxdyn.St"),
@@ -545,7 +565,7 @@ KERNELS = [
         "`args`",
         "stack of eqx.Modules",
     ),
-    ("many units", many_units, V, "up to 64 units, and `cell` has 80", "leave `engine` out"),
+    ("many units", many_units, V, "up to 128 units, and `cell` has 130", "leave `engine` out"),
 ]
 
 

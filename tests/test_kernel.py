@@ -1,6 +1,7 @@
 """Kernels: the numbers of the scan, by Pallas' interpreter, and programs that lower for CUDA."""
 
 import inspect
+import types
 
 import diffrax
 import equinox as eqx
@@ -10,14 +11,12 @@ import jax.random as jr
 import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
-from scipy.integrate import solve_ivp
 from scipy.special import erf
 
 import jaxdyn as jd
-from jaxdyn._kernel import rewrites, tile
+from jaxdyn._kernel import check_device, rewrites, tile
 from jaxdyn._kernel.launch import Saves, integrate_in_kernel
 from jaxdyn._simulate import in_kernel
-from jaxdyn._solver.rk4 import rk4
 
 KEY = jr.key(0)
 KERNEL = jd.Kernel(tile=4, interpret=True)
@@ -119,30 +118,6 @@ def test_saved_function_sees_its_own_input():
     got, want = (solve(cell, jd.RK4(), u, engine, saveat=saveat).ys for engine in (KERNEL, None))
     assert jnp.array_equal(got["u"], want["u"])
     np.testing.assert_allclose(got["tx"], want["tx"], rtol=0, atol=1e-13)
-
-
-def lorenz(t, x, rho):
-    a, b, c = x
-    return jnp.stack([10.0 * (b - a), a * (rho - c) - b, a * b - 8.0 / 3.0 * c])
-
-
-def test_any_small_vector_field_through_the_inner_entry():
-    """Lorenz by RK4, a parameter for each, against another code; RK4's error is 1e-6 here."""
-    x0, rho = jr.normal(KEY, (5, 3)), jnp.linspace(10.0, 28.0, 5)
-
-    def step(rho, t, dt, x):
-        return rk4(lambda t, x: dt * lorenz(t, x, rho), t, dt, x)
-
-    saves = Saves(np.array([0, 100]), np.array([100, 100]), None)
-    t0, dt = jnp.asarray(0.0), jnp.asarray(0.0025)
-    ys = integrate_in_kernel(step, rho, True, x0, t0, dt, saves, KERNEL)
-    for x, r, y in zip(x0, rho, ys, strict=True):
-        want = solve_ivp(
-            lambda t, x, r: np.asarray([10 * (x[1] - x[0]), x[0] * (r - x[2]) - x[1],
-                                        x[0] * x[1] - 8 / 3 * x[2]]),
-            (0, 0.5), x, "DOP853", [0.25, 0.5], args=(float(r),), rtol=1e-12, atol=1e-12,
-        ).y.T  # fmt: skip
-        np.testing.assert_allclose(y, want, rtol=0, atol=1e-5)
 
 
 def test_failures_stand_with_their_trajectory():
@@ -351,3 +326,20 @@ def test_a_mesh_is_not_for_kernels_and_a_cpu_is_none_either():
         solve(cell, jd.RK4(), mesh=jax.make_mesh((1,), ("b",)))
     with pytest.raises(ValueError, match=r"NVIDIA GPU, and `x0` is on .*interpret=True"):
         solve(cell, jd.RK4(), engine=jd.Kernel())
+
+
+def test_old_gpus_and_unknown_ones_are_refused():
+    class States:
+        dtype = jnp.float32
+
+        def __init__(self, **gpu):
+            self.gpus = [types.SimpleNamespace(platform="gpu", **gpu)]
+
+        def devices(self):
+            return self.gpus
+
+    check_device(jd.Kernel(), States(compute_capability="8.0"))
+    with pytest.raises(ValueError, match=r"capability 8.0 or higher, and .* has 7.5; leave"):
+        check_device(jd.Kernel(), States(compute_capability="7.5"))
+    with pytest.raises(ValueError, match="does not say its compute capability; leave"):
+        check_device(jd.Kernel(), States())

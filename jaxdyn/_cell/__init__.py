@@ -1,7 +1,11 @@
 from .antisymmetric import AntisymmetricCell as AntisymmetricCell
 from .base import AbstractCell as AbstractCell
+from .base import AbstractVectorField as AbstractVectorField
 from .base import cast as cast
 from .base import check_state as check_state
+from .field import FieldArgs as FieldArgs
+from .field import VectorField as VectorField
+from .field import field_of as field_of
 from .input import AbstractInputs as AbstractInputs
 from .input import SharedInput as SharedInput
 from .input import check_constant as check_constant

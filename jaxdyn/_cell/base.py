@@ -1,5 +1,5 @@
 import abc
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -12,8 +12,23 @@ from .._skew import AbstractSkewOperator
 from .._types import Args, RealScalar
 from .input import check_constant, evaluate_input
 
+Field = TypeVar("Field", bound="AbstractVectorField")
 
-class AbstractCell(eqx.Module):
+
+class AbstractVectorField(eqx.Module):
+    """x' = f(t, x, args) of n units."""
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> int:
+        """The number of units n."""
+
+    @abc.abstractmethod
+    def __call__(self, t: RealScalar, x: Float[Array, " n"], args: Args) -> Float[Array, " n"]:
+        """The vector field x' at time `t`, state `x` and input `args`."""
+
+
+class AbstractCell(AbstractVectorField):
     """A continuous-time recurrent network, called as diffrax calls a vector field: (t, x, args).
 
     A cell holds a skew operator W, an activation s with potential S, and optionally a bias b, an
@@ -31,10 +46,6 @@ class AbstractCell(eqx.Module):
     def size(self) -> int:
         """The number of units n."""
         return self.operator.size
-
-    @abc.abstractmethod
-    def __call__(self, t: RealScalar, x: Float[Array, " n"], args: Args) -> Float[Array, " n"]:
-        """The vector field x' at time `t`, state `x` and input `args`."""
 
     @abc.abstractmethod
     def energy(self, x: Float[Array, " n"]) -> Float[Array, ""]:
@@ -139,7 +150,7 @@ def check_state(x: Any, n: int, name: str = "x") -> Float[Array, " n"]:
     return state
 
 
-def cast(cell: AbstractCell, dtype: np.dtype) -> AbstractCell:
+def cast(cell: Field, dtype: np.dtype) -> Field:
     """The cell with every floating-point parameter in `dtype`."""
 
     def needed(leaf):

@@ -4,15 +4,28 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jax.lax import DotAlgorithmPreset
 
 from .._types import is_traced
 
-# Trajectories of a program, one for each thread of four warps.
-DEFAULT_TILE = 128
+# Trajectories of a program, one for each thread of four warps; and with products of matrices.
+DEFAULT_TILE, DEFAULT_COLUMNS = 128, 32
 LARGEST_TILE = 1024
 WARP = 32
+# The least that Triton multiplies.
+LEAST_COLUMNS = 16
+# Of what a factor is made in products of that precision: the significant bits of a part, those of
+# numbers stored as 1.f not counted, and how many parts.
+PRECISIONS = {
+    DotAlgorithmPreset.BF16_BF16_F32_X9: (7, 3),
+    DotAlgorithmPreset.F32_F32_F32: (23, 1),
+    DotAlgorithmPreset.TF32_TF32_F32_X3: (10, 2),
+    DotAlgorithmPreset.TF32_TF32_F32: (10, 1),
+    DotAlgorithmPreset.BF16_BF16_F32: (7, 1),
+}
+_PRECISIONS = f"None or a jax.lax.DotAlgorithmPreset out of {', '.join(p.name for p in PRECISIONS)}"
 # Triton's oldest GPU (Ampere).
 LEAST_CAPABILITY = 8.0
 
@@ -20,15 +33,20 @@ LEAST_CAPABILITY = 8.0
 class Kernel(eqx.Module):
     """Does all steps of a fixed-step solve in one GPU program, for `jaxdyn.simulate(..., engine=)`.
 
-    The step of one trajectory is taken apart into operations on single numbers, each done for a
-    tile of trajectories at once, one per thread; the states stay in registers from the first step
-    to the last, and only x0 and what is saved goes through memory. For few units (up to some 32,
-    less for long formulas: the program grows with the operations of a step) and many trajectories,
-    with [`jaxdyn.RK4`][], [`jaxdyn.Taylor`][], [`jaxdyn.Strang`][] or another splitting. Under
-    `jax.vmap` over cells every trajectory has weights of its own.
+    The states of a tile of trajectories stay on the chip from the first step to the last, and only
+    x0 and what is saved goes through memory. For many trajectories, with [`jaxdyn.RK4`][] (of any
+    function f(t, x, args) too), [`jaxdyn.Taylor`][], [`jaxdyn.Strang`][] or another splitting.
 
-    Products and sums are in the precision of x0, never less. The functions are those of CUDA's
-    libdevice, so that results differ from the plain solve by rounding.
+    Up to 16 units the step of one trajectory is taken apart into operations on single numbers, each
+    done for a tile of trajectories at once, one per thread. From 17 to 128 units W x is a product
+    of matrices, W and a tile: for a cell that all trajectories share, with units which all kick
+    each other in blocks of 16. What that cannot serve is taken apart too, as long as a step has at
+    most 10,000 operations; under `jax.vmap` over cells, where every trajectory has weights of its
+    own, always.
+
+    Sums are in the precision of x0, and products too unless `precision` says otherwise. The
+    functions are those of CUDA's libdevice, so that results differ from the plain solve by
+    rounding.
 
     Gradients, in forward and reverse mode, are those of the plain solve, which is run again for
     them without a kernel (with a [`jaxdyn.ReversibleAdjoint`][], its solve). What `saveat.fn`
@@ -40,16 +58,31 @@ class Kernel(eqx.Module):
     **Arguments:**
 
     - `tile`: trajectories per program, a power of two up to 1024; None takes 128, or as many as
-      hold the batch.
+      hold the batch, and 32 for products of matrices, which take at least 16.
+    - `precision`: of the products of matrices, for x0 in float32, as a
+      `jax.lax.DotAlgorithmPreset`. None is `BF16_BF16_F32_X9`: each factor goes exactly into three
+      parts of 8 bits, and of the products of parts, on tensor cores, all are summed in float32 but
+      the smallest, at 2^-32. That is float32's own precision, of which `F32_F32_F32` has no more;
+      without tensor cores its program spills registers. `TF32_TF32_F32_X3` leaves out more (two
+      parts of 11 bits); inputs of 11 and of 8 bits are `TF32_TF32_F32` (relative error 5e-4) and
+      `BF16_BF16_F32` (4e-3).
     - `interpret`: run the program through Pallas' interpreter, on any device: for tests, slow.
 
-    **Raises:** TypeError or ValueError when `tile` is no such number or `interpret` no bool.
+    **Raises:** TypeError or ValueError when `tile` is no such number, `precision` none of these or
+    `interpret` no bool.
     """
 
     tile: int | None = eqx.field(static=True)
     interpret: bool = eqx.field(static=True)
+    precision: DotAlgorithmPreset | None = eqx.field(static=True)
 
-    def __init__(self, tile: int | None = None, interpret: bool = False):
+    def __init__(
+        self,
+        tile: int | None = None,
+        interpret: bool = False,
+        *,
+        precision: Any = None,
+    ):
         if tile is not None:
             if isinstance(tile, bool) or not isinstance(tile, int | np.integer):
                 raise TypeError(f"`tile` must be a power of two such as 128 or None, got {tile!r}.")
@@ -61,8 +94,13 @@ class Kernel(eqx.Module):
             tile = int(tile)
         if not isinstance(interpret, bool):
             raise TypeError(f"`interpret` must be True or False, got {interpret!r}.")
+        if precision is not None and not isinstance(precision, DotAlgorithmPreset):
+            raise TypeError(f"`precision` must be {_PRECISIONS}, got {precision!r}.")
+        if precision not in (None, *PRECISIONS):
+            raise ValueError(f"`precision` must be {_PRECISIONS}, got {precision}.")
         self.tile = tile
         self.interpret = interpret
+        self.precision = precision
 
     def lanes(self, batch: int) -> int:
         """The tile of a solve of `batch` trajectories."""
@@ -73,12 +111,26 @@ class Kernel(eqx.Module):
     def warps(self, batch: int) -> int:
         return max(1, self.lanes(batch) // WARP)
 
+    @property
+    def products(self) -> DotAlgorithmPreset:
+        """The precision of products of matrices in float32."""
+        return next(iter(PRECISIONS)) if self.precision is None else self.precision
 
-def check_device(kernel: Kernel, x0: Array) -> None:
+    def columns(self) -> int:
+        """The tile where products of matrices are taken."""
+        return DEFAULT_COLUMNS if self.tile is None else max(self.tile, LEAST_COLUMNS)
+
+
+def check_device(kernel: Kernel, x0: Any) -> None:
     """Refuses to run where there is no GPU, or one too old.
 
     **Raises:** ValueError.
     """
+    if kernel.precision is not None and x0.dtype != jnp.float32:
+        raise ValueError(
+            f"`precision` of jaxdyn.Kernel is for `x0` in float32, and it is in {x0.dtype}; use "
+            "x0.astype(jnp.float32), or leave it out."
+        )
     if kernel.interpret:
         return
     devices: Any = [jax.devices()[0]] if is_traced(x0) else x0.devices()

@@ -1,4 +1,4 @@
-"""All time steps in one Pallas kernel, one trajectory per lane.
+"""All time steps in one Pallas kernel: by matrix products, or one trajectory per lane.
 
 The Triton lowering of JAX 0.10 has no slices, gathers or arrays whose size is no power of two: in
 the kernel there are only scalars, vectors over the tile, elementwise functions, loops with vectors
@@ -19,8 +19,14 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._types import is_traced
+from .blocks import Pieces, integrate_in_blocks
 from .engine import Kernel
+from .rows import CannotServe
 from .tile import Place, run_tile
+
+# Up to so many units a trajectory in a thread's registers; beyond, products of matrices where those
+# can serve, and up to the second number else.
+MOST_LANES, MOST_TAKEN_APART = 16, 64
 
 
 class Saves(NamedTuple):
@@ -41,6 +47,7 @@ def integrate_in_kernel(
     dt: Float[Array, ""],
     saves: Saves,
     kernel: Kernel,
+    pieces: Pieces | None = None,
 ) -> Float[Array, "b t n"]:
     """The states at the saves.
 
@@ -51,6 +58,9 @@ def integrate_in_kernel(
 
     Under vmap the batch grows by the mapped axis, and what is mapped over becomes each
     trajectory's own.
+
+    More than `MOST_LANES` units go by `pieces`, if there are any, with products of matrices; what
+    cannot be done so is taken apart into numbers.
 
     **Raises:** ValueError when a step cannot be taken apart, or is too long.
     """
@@ -64,19 +74,37 @@ def integrate_in_kernel(
     def flat(t: Array, dt: Array, x: Array, *leaves: Array) -> Array:
         return step(jax.tree.unflatten(structure, leaves), t, dt, x)
 
-    run = _batched(flat, (False, False, *flags), saves.side is not None, kernel)
+    def solve(own, when, x0, rest):
+        if x0.shape[1] > MOST_LANES:
+            t0, dt, *leaves = rest
+            try:
+                if pieces is None:
+                    raise CannotServe("the steps of this solver for this cell")
+                if any(own[:2]):
+                    raise CannotServe("times of each trajectory's own")
+                of_all, flags = (jax.tree.unflatten(structure, v) for v in (leaves, own[2:]))
+                return integrate_in_blocks(pieces, of_all, flags, when, x0, t0, dt, kernel)
+            except CannotServe as reason:
+                if x0.shape[1] > MOST_TAKEN_APART:
+                    raise ValueError(
+                        f"`engine=jaxdyn.Kernel` cannot carry out {reason} with matrix products, "
+                        f"and takes up to {MOST_TAKEN_APART} units without; leave `engine` out."
+                    ) from reason
+        return _in_lanes(flat, own, when, x0, rest, kernel)
+
+    run = _batched(solve, (False, False, *flags), saves.side is not None)
     side = () if saves.side is None else (saves.side,)
     return run(saves.start, saves.count, *side, x0, t0, dt, *leaves)
 
 
-def _batched(step: Callable, own: Sequence[bool], sided: bool, kernel: Kernel) -> Callable:
+def _batched(solve: Callable, own: Sequence[bool], sided: bool) -> Callable:
     """A solve as a function of (start, count[, side], x0, t0, dt, *leaves)."""
     first = 2 + sided
 
     @custom_vmap
     def run(*arrays):
         when, (x0, *rest) = arrays[:first], arrays[first:]
-        return _launched(step, own, when, x0, rest, kernel)
+        return solve(own, when, x0, rest)
 
     @run.def_vmap
     def _(size, mapped, *arrays):
@@ -87,7 +115,7 @@ def _batched(step: Callable, own: Sequence[bool], sided: bool, kernel: Kernel) -
         for v, is_mapped, is_own in zip(arrays[first:], mapped[first:], (True, *own), strict=True):
             out.append(_in_one_batch(v, size, batch, is_mapped, is_own))
             flags.append(is_mapped or is_own)
-        ys = _batched(step, flags[1:], sided, kernel)(*out)
+        ys = _batched(solve, flags[1:], sided)(*out)
         return ys.reshape(size, batch, *ys.shape[1:]), True
 
     return run
@@ -102,7 +130,7 @@ def _in_one_batch(v: Array, size: int, batch: int, is_mapped: bool, is_own: bool
     return v.reshape(size * batch, *v.shape[2:])
 
 
-def _launched(step, own, when, x0, rest, kernel: Kernel) -> Float[Array, "b t n"]:
+def _in_lanes(step, own, when, x0, rest, kernel: Kernel) -> Float[Array, "b t n"]:
     batch, n = x0.shape
     tile = kernel.lanes(batch)
     padding = -batch % tile

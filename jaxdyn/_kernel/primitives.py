@@ -65,10 +65,11 @@ def each(fn: Callable, *operands: Entries) -> Entries:
 def _folded(eqn: Any, operands: Sequence[Entries]) -> list[Entries]:
     """An operation on what is known, done at once."""
     values = [o.value(v.aval.dtype) for o, v in zip(operands, eqn.invars, strict=True)]
-    return [known(out) for out in _now(eqn, values)]
+    return [known(out) for out in folded(eqn, values)]
 
 
-def _now(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+def folded(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+    """The results of an operation on arrays that are known."""
     with jax.ensure_compile_time_eval():
         outs = eqn.primitive.bind(*map(jax.numpy.asarray, values), **eqn.params)
         return [np.asarray(out) for out in (outs if eqn.primitive.multiple_results else [outs])]
@@ -88,7 +89,7 @@ def _moved(eqn: Any, operands: Sequence[Entries]) -> list[Entries]:
         else:
             raise UnknownPlace(name)
     quick = _QUICK.get(name)
-    outs = [quick(eqn.params, *values)] if quick else _now(eqn, values)
+    outs = [quick(eqn.params, *values)] if quick else folded(eqn, values)
     dtype = eqn.outvars[0].aval.dtype
     missing = np.dtype(dtype).type(np.nan if np.issubdtype(dtype, np.floating) else 0)
     return [

@@ -13,8 +13,8 @@ from .primitives import UnknownPlace, evaluate
 # Loops of at most so many turns are written out.
 MOST_TURNS = 256
 # Where an operation that calls a function keeps it.
-_CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-_CALLS = frozenset(
+CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+CALLS = frozenset(
     "jit pjit closed_call core_call remat checkpoint remat2 custom_jvp_call custom_vjp_call "
     "custom_vjp_call_jaxpr custom_vmap_call".split()
 )
@@ -34,7 +34,9 @@ def _run(
     values: dict[Any, Entries] = {}
 
     def read(atom: Any) -> Entries:
-        return known(atom.val) if isinstance(atom, Literal) else values[atom]
+        if isinstance(atom, Literal):
+            return known(np.asarray(atom.val, atom.aval.dtype))
+        return values[atom]
 
     values.update(zip(jaxpr.constvars, consts, strict=True))
     values.update(zip(jaxpr.invars, operands, strict=True))
@@ -46,8 +48,8 @@ def _run(
 
 def _equation(eqn: Any, operands: list[Entries], lanes: Lanes) -> list[Entries]:
     name = eqn.primitive.name
-    if name in _CALLS:
-        return _called(next(eqn.params[k] for k in _CALLED if k in eqn.params), operands, lanes)
+    if name in CALLS:
+        return _called(next(eqn.params[k] for k in CALLED if k in eqn.params), operands, lanes)
     if name in _CONTROL:
         return _CONTROL[name](eqn.params, operands, lanes)
     try:

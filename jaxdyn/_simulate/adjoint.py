@@ -5,7 +5,7 @@ from typing import Any
 import diffrax
 import equinox as eqx
 
-from .._cell import AbstractCell
+from .._cell import AbstractCell, AbstractVectorField
 from .checks import check_number, is_count
 
 
@@ -76,7 +76,7 @@ class ReversibleAdjoint(diffrax.AbstractAdjoint):
 
 
 def check_reversible(
-    adjoint: ReversibleAdjoint, solver: Any, cell: AbstractCell, args: Any
+    adjoint: ReversibleAdjoint, solver: Any, cell: AbstractVectorField, args: Any
 ) -> None:
     """Refuses what cannot be run backwards."""
     cure = "leave `adjoint` out, or use adjoint=diffrax.RecursiveCheckpointAdjoint()."
@@ -87,6 +87,7 @@ def check_reversible(
             f"{name} has no inverse at hand; use solver=jaxdyn.Strang(), jaxdyn.BlanesMoan4() or "
             f"jaxdyn.Taylor(), or {cure}"
         )
+    assert isinstance(cell, AbstractCell)  # others have no reversible solver
     if cell.damping is not None or getattr(cell, "regulator", None) is not None:
         what = "damping" if cell.damping is not None else "an EnergyShell"
         raise ValueError(

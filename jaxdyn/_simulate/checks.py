@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from .._cell import AbstractCell, AbstractInputs, SharedInput, check_constant, per_trajectory
+from .._cell import (
+    AbstractCell,
+    AbstractInputs,
+    AbstractVectorField,
+    FieldArgs,
+    SharedInput,
+    check_constant,
+    per_trajectory,
+)
 from .._solver import RK4, AbstractCellSolver
 from .._types import Args, is_inside_jit, is_traced
 from .schedule import Span, is_sub, subs_of
@@ -19,7 +27,7 @@ from .schedule import Span, is_sub, subs_of
 
 def check_types(**arguments) -> None:
     cures = {
-        "cell": "a jaxdyn.PoissonCell or jaxdyn.AntisymmetricCell",
+        "cell": "a jaxdyn.PoissonCell or jaxdyn.AntisymmetricCell, or a function f(t, x, args)",
         "solver": "a solver object such as jaxdyn.Strang() or diffrax.Tsit5()",
         "saveat": "a diffrax.SaveAt",
         "adjoint": "a jaxdyn.ReversibleAdjoint or a diffrax adjoint",
@@ -42,7 +50,7 @@ def check_flags(**arguments) -> None:
 
 def check_solver(
     solver: diffrax.AbstractSolver,
-    cell: AbstractCell,
+    cell: AbstractVectorField,
     adjoint: diffrax.AbstractAdjoint | None,
     controller: diffrax.AbstractStepSizeController | None,
 ) -> None:
@@ -51,6 +59,11 @@ def check_solver(
     while isinstance(bare, diffrax.AbstractWrappedSolver):
         bare = bare.solver
     if isinstance(bare, AbstractCellSolver):
+        if not isinstance(bare, RK4) and not isinstance(cell, AbstractCell):
+            raise ValueError(
+                f"`solver` = {type(bare).__name__} is made for cells, and `cell` is a function; "
+                "use solver=jaxdyn.RK4() or a diffrax solver such as diffrax.Tsit5()."
+            )
         bare.check(cell)
         if isinstance(adjoint, diffrax.BacksolveAdjoint) and not isinstance(bare, RK4):
             raise ValueError(
@@ -91,8 +104,9 @@ def check_event(event: diffrax.Event | None) -> None:
             )
 
 
-def check_x0(cell: AbstractCell, x0: Any) -> Float[Array, "..."]:
-    n = cell.size
+def check_x0(cell: AbstractVectorField | None, x0: Any) -> Float[Array, "..."]:
+    """The initial states of `cell`; None is a vector field of as many units as they have."""
+    n: Any = "n" if cell is None else cell.size
     try:
         x0 = jnp.asarray(x0)
     except (TypeError, ValueError, OverflowError) as e:
@@ -107,12 +121,12 @@ def check_x0(cell: AbstractCell, x0: Any) -> Float[Array, "..."]:
         x0 = x0.astype(jnp.result_type(float))
     if x0.dtype not in (jnp.float32, jnp.float64):
         raise TypeError(f"`x0` must be float32 or float64, got {x0.dtype}; use x0.astype(...).")
-    if x0.ndim not in (1, 2) or x0.shape[-1] != n:
+    if x0.ndim not in (1, 2) or (cell is not None and x0.shape[-1] != n):
         raise ValueError(
             f"`x0` must have shape ({n},) or (b, {n}), one column per unit of the cell; got "
             f"{x0.shape}."
         )
-    if x0.shape[0] == 0:
+    if x0.size == 0:
         raise ValueError(f"`x0` is an empty batch, shape {x0.shape}; give at least one state.")
     if not is_traced(x0):
         # Inside jit a state that is not traced still has a value to look at.
@@ -253,7 +267,9 @@ def _with_float_times(sub: diffrax.SubSaveAt) -> diffrax.SubSaveAt:
         return eqx.tree_at(lambda s: s.ts, sub, sub.ts.astype(float))
 
 
-def inputs_of(cell: AbstractCell, args: Args, x0: Array, span: Span) -> AbstractInputs:
+def inputs_of(cell: AbstractVectorField, args: Args, x0: Array, span: Span) -> AbstractInputs:
+    if not isinstance(cell, AbstractCell):
+        return FieldArgs(args, x0.dtype)
     if args is None or cell.input_matrix is None:
         if args is not None or cell.input_matrix is not None:
             cell.drive(span.t0, args)  # says what is missing

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .._cell import SharedInput, evaluate_input, is_constant_input
+from .._cell import SharedInput, VectorField, evaluate_input, is_constant_input
 from .._kernel import Kernel, check_device
 from .._solver import AbstractCellSolver
 from .adjoint import ReversibleAdjoint
@@ -19,8 +19,8 @@ from .scan import integrate, judged
 from .schedule import Rows
 from .tiles import tile_size
 
-# Beyond so many units the dense product alone is more operations than a program should have.
-MOST_UNITS = 64
+# Beyond so many units W does not fit into what a GPU's multiprocessor shares.
+MOST_UNITS = 128
 
 
 def check_kernel(kernel: Kernel, solver: diffrax.AbstractSolver, n: int, x0: Array) -> None:
@@ -42,7 +42,7 @@ def check_kernel(kernel: Kernel, solver: diffrax.AbstractSolver, n: int, x0: Arr
         )
     if n > MOST_UNITS:
         raise ValueError(
-            f"`engine=jaxdyn.Kernel` keeps every unit in registers, which is for up to "
+            f"`engine=jaxdyn.Kernel` keeps states and W on the chip, which is for up to "
             f"{MOST_UNITS} units, and `cell` has {n}; leave `engine` out."
         )
     check_device(kernel, x0)
@@ -53,10 +53,12 @@ def integrate_by_kernel(
     given: Rollout, rows: Rows, total: int, adjoint: ReversibleAdjoint | None, kernel: Kernel
 ) -> tuple[PyTree, Bool[Array, "*b"], Any]:
     """As `integrate`, or `integrate_reversibly` for an `adjoint`, with `total` steps."""
+    x0 = jnp.atleast_2d(given.x0)
+    cell, inputs = _without_closures(given.cell, given.inputs, given.t0, x0)
     batch = eqx.tree_at(
-        lambda r: (r.x0, r.inputs, r.fn),
+        lambda r: (r.x0, r.cell, r.inputs, r.fn),
         given,
-        (jnp.atleast_2d(given.x0), _without_closures(given.inputs, given.t0), None),
+        (x0, cell, inputs, None),
         is_leaf=lambda v: v is None,
     )
     tile = tile_size(given.solver, given.cell, given.x0, None)
@@ -126,7 +128,32 @@ def _states(rollout: Rollout, rows: Rows, kernel: Kernel) -> Float[Array, "b t n
     saves = Saves(start, end - start, side)
     x0 = solver.start(rollout.x0)
     own = (False, apart)
-    return integrate_in_kernel(step, (cell, u), own, x0, rollout.t0, rollout.dt, saves, kernel)
+    given = step, (cell, u), own, x0, rollout.t0, rollout.dt, saves, kernel
+    return integrate_in_kernel(*given, _pieces(solver, eqx.combine(cell, static[0]), static))
+
+
+def _pieces(solver: AbstractCellSolver, cell: Any, static: tuple) -> Any:
+    from .._kernel.blocks import Pieces
+    from .._kernel.rows import CannotServe
+
+    units = solver.pieces(cell)
+    if units is None:
+        return None
+
+    def cut(constants, own):
+        (cell, u), (own_cell, own_u) = constants, own
+        if any(jax.tree.leaves(own_cell)):
+            raise CannotServe("a cell of each trajectory's own")
+        cut, still = eqx.partition(solver.cut(eqx.combine(cell, static[0])), eqx.is_array)
+
+        def step(constants, t, dt, x):
+            cut, u = constants
+            args = eqx.combine(u, static[1])
+            return solver.advance_pieces(eqx.combine(cut, still), t, dt, x, args)
+
+        return step, (cut, u), (jax.tree.map(lambda _: False, cut), own_u)
+
+    return Pieces(units, cut)
 
 
 def _saved(given: Rollout, rows: Rows, ys: Float[Array, "b t n"]) -> PyTree:
@@ -149,12 +176,16 @@ class _Input(eqx.Module):
         return self.at(jnp.asarray(t, self.dtype))
 
 
-def _without_closures(inputs: Any, t0: Array) -> Any:
-    """Otherwise they could be neither differentiated by nor mapped over."""
+def _without_closures(cell: Any, inputs: Any, t0: Array, x0: Array) -> tuple[Any, Any]:
+    """What functions close over made leaves: else it could be neither differentiated by nor mapped
+    over."""
+    if isinstance(cell, VectorField):
+        fn = eqx.filter_closure_convert(cell.fn, t0, x0[0], inputs(0))
+        return eqx.tree_at(lambda c: c.fn, cell, fn), inputs
     if not isinstance(inputs, SharedInput):
-        return inputs
+        return cell, inputs
     u = inputs.u
     if is_constant_input(u) or isinstance(u, diffrax.AbstractPath):
-        return inputs
+        return cell, inputs
     at = eqx.filter_closure_convert(lambda t: evaluate_input(u, t), t0)
-    return SharedInput(_Input(at, t0.dtype))
+    return cell, SharedInput(_Input(at, t0.dtype))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .._cell import AbstractCell, AbstractInputs
+from .._cell import AbstractInputs, AbstractVectorField
 from .._solver import AbstractCellSolver
 from .._types import Args
 
@@ -27,7 +27,7 @@ class Rollout(eqx.Module):
     """A fixed-step solve of a batch: what it depends on, and what can be differentiated."""
 
     solver: AbstractCellSolver
-    cell: AbstractCell
+    cell: AbstractVectorField
     inputs: AbstractInputs
     x0: Float[Array, "..."]
     t0: Float[Array, ""]

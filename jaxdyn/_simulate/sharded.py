@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, PyTree
 
-from .._cell import AbstractCell, AbstractInputs
+from .._cell import AbstractInputs, AbstractVectorField
 from .._solver import AbstractCellSolver
 from .._types import Args, is_traced
 from .adjoint import ReversibleAdjoint
@@ -71,7 +71,7 @@ def integrate_on_mesh(
 
 
 def tile_on(
-    devices: list, solver: diffrax.AbstractSolver, cell: AbstractCell, batch: int, dtype: Any
+    devices: list, solver: diffrax.AbstractSolver, cell: AbstractVectorField, batch: int, dtype: Any
 ) -> int | None:
     """The size of the tiles in which `batch` trajectories are shared among `devices`, whose number
     does not matter; None where there are none, not being CPUs."""

@@ -1,4 +1,5 @@
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from .._cell import AbstractCell, cast
+from .._cell import AbstractCell, AbstractVectorField, cast, field_of
 from .._kernel import Kernel
 from .._solver import RK4, AbstractCellSolver, Strang
 from .._types import Args, RealScalar, is_traced
@@ -38,7 +39,7 @@ from .tiles import tile_size
 
 
 def simulate(
-    cell: AbstractCell,
+    cell: AbstractCell | Callable[..., Any],
     x0: Any,
     *,
     t1: RealScalar | None = None,
@@ -65,7 +66,9 @@ def simulate(
 
     **Arguments:**
 
-    - `cell`: a PoissonCell or AntisymmetricCell of n units.
+    - `cell`: a PoissonCell or AntisymmetricCell of n units, or any function (t, x, args) that
+      returns x' (n,), for [`jaxdyn.RK4`][] and diffrax's solvers. Of a function that closes over
+      arrays every new one compiles anew; an `eqx.Module` with array fields does not.
     - `x0`: initial states, (n,) or (b, n). Its dtype (float32 or float64) is the precision of the
       whole solve, to which the cell is cast. Integers are taken as the default float type.
     - `t1`: end time, in model time units. Before `t0` integrates backwards. With `t1 == t0` the
@@ -78,11 +81,12 @@ def simulate(
     - `args`: the input u of a driven cell: (m,), a callable u(t) or a diffrax path, shared by all
       trajectories; or one each: (b, m), a callable or path that evaluates to (b, m), or a stack of
       paths as `eqx.filter_vmap` makes them. A new Python function compiles anew; an `eqx.Module`
-      with array fields does not.
+      with array fields does not. To a `cell` that is a function they are handed as they are, with
+      floats in the precision of `x0`; for parameters of each trajectory's own, `jax.vmap`.
     - `solver`: one of ours or any diffrax solver (implicit ones solve their stages to 1e-9 at fixed
       steps, 1e-5 in float32). Default: [`jaxdyn.Strang`][], the cheapest of
       ours per step and free of energy drift (benchmarks/ensemble.py); where the cell cannot be
-      split, [`jaxdyn.RK4`][].
+      split, or is a function, [`jaxdyn.RK4`][].
     - `saveat`: a `diffrax.SaveAt`; default `SaveAt(t1=True)`, the end only. Its `fn(t, x, args)`
       saves something else than the state of one trajectory. Save times between steps are reached
       by a shortened side step, never by interpolation (diffrax's solvers interpolate). The scan
@@ -116,7 +120,7 @@ def simulate(
     RuntimeError during the solve when a state stops being finite (unless `throw=False`).
     """
     check_types(
-        cell=(cell, AbstractCell),
+        cell=(cell, AbstractCell if isinstance(cell, type) else Callable),
         solver=(solver, diffrax.AbstractSolver),
         saveat=(saveat, diffrax.SaveAt),
         adjoint=(adjoint, diffrax.AbstractAdjoint),
@@ -132,7 +136,9 @@ def simulate(
             "leave it out."
         )
     check_event(event)
-    x0 = check_x0(cell, x0)
+    x0 = check_x0(cell if isinstance(cell, AbstractCell) else None, x0)
+    if not isinstance(cell, AbstractCell):
+        cell = field_of(cell, x0, args)
     span = check_times(t0, t1, dt, n_steps, x0.dtype)
     saveat = check_saveat(SAVE_END if saveat is None else saveat, span)
     fixed = stepsize_controller is None or isinstance(stepsize_controller, diffrax.ConstantStepSize)
@@ -199,8 +205,10 @@ def simulate(
     return raise_failures(solution) if throw else solution
 
 
-def default_solver(cell: AbstractCell) -> AbstractCellSolver:
+def default_solver(cell: AbstractVectorField) -> AbstractCellSolver:
     """Strang where it can split the cell, else RK4."""
+    if not isinstance(cell, AbstractCell):
+        return RK4()
     try:
         Strang().check(cell)
     except ValueError:

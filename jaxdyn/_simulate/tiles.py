@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._cell import AbstractCell
+from .._cell import AbstractVectorField
 from .._solver import AbstractCellSolver
 from .._types import is_traced
 from .rollout import Rollout, part
@@ -18,7 +18,10 @@ GRAIN = 16
 
 
 def tile_size(
-    solver: AbstractCellSolver, cell: AbstractCell, x0: Float[Array, "..."], share: int | None
+    solver: AbstractCellSolver,
+    cell: AbstractVectorField,
+    x0: Float[Array, "..."],
+    share: int | None,
 ) -> int | None:
     """`solver.tile`, made even, for `x0`, or for parts of `share` trajectories solved at once;
     None where there is but one tile, or no CPU."""

@@ -1,5 +1,5 @@
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import diffrax
@@ -10,7 +10,8 @@ import lineax as lx
 from diffrax._term import WrapTerm  # not exported; diffeqsolve wraps every term in one
 from jaxtyping import Array, Bool, Float
 
-from .._cell import AbstractCell, AbstractInputs
+from .._cell import AbstractCell, AbstractInputs, AbstractVectorField
+from .._skew import FormedSkew
 from .._types import Args
 
 
@@ -48,13 +49,13 @@ class AbstractCellSolver(diffrax.AbstractSolver[None]):
     )
 
     @abc.abstractmethod
-    def check(self, cell: AbstractCell) -> None:
+    def check(self, cell: AbstractVectorField) -> None:
         """Raises ValueError, naming solvers that work, when the method cannot serve `cell`."""
 
     @abc.abstractmethod
     def advance(
         self,
-        cell: AbstractCell,
+        cell: AbstractVectorField,
         t: Float[Array, ""],
         dt: Float[Array, ""],
         x: Float[Array, " n"],
@@ -79,7 +80,7 @@ class AbstractCellSolver(diffrax.AbstractSolver[None]):
 
     def advance_lane(
         self,
-        cell: AbstractCell,
+        cell: AbstractVectorField,
         t: Float[Array, ""],
         dt: Float[Array, ""],
         x: Float[Array, " n"],
@@ -89,7 +90,25 @@ class AbstractCellSolver(diffrax.AbstractSolver[None]):
         `x` one that `start` has made or a step."""
         return self.advance(cell, t, dt, x, args)
 
-    def tile(self, cell: AbstractCell, itemsize: int, shared: bool) -> int | None:
+    def pieces(self, cell: AbstractVectorField) -> Sequence[Any] | None:
+        """The places in x of the pieces in which a kernel takes the units, to multiply blocks of
+        W with them; None where it cannot."""
+        return (slice(None),)
+
+    def cut(self, cell: AbstractVectorField) -> Any:
+        """What `advance_pieces` needs of `cell`."""
+        if not isinstance(cell, AbstractCell):
+            return cell
+        return eqx.tree_at(lambda c: c.operator, cell, FormedSkew(cell.operator.as_matrix()))
+
+    def advance_pieces(
+        self, cut: Any, t: Float[Array, ""], dt: Float[Array, ""], x: tuple, args: Args
+    ) -> tuple:
+        """`advance` of a state in `pieces`, written in functions of numbers, sums, and products of
+        vectors with matrices."""
+        return (self.advance_lane(cut, t, dt, x[0], args),)
+
+    def tile(self, cell: AbstractVectorField, itemsize: int, shared: bool) -> int | None:
         """How many trajectories, of numbers of `itemsize` bytes, are best solved at a time on a
         CPU, where it does other work too if `shared`; None for as many as there are."""
         return None
@@ -139,11 +158,11 @@ class AbstractCellSolver(diffrax.AbstractSolver[None]):
         """The gradient of all steps noted."""
         return memo
 
-    def form(self, cell: AbstractCell) -> AbstractCell:
+    def form(self, cell: AbstractVectorField) -> AbstractVectorField:
         """`cell` with W as the method takes it."""
         return materialise(cell)
 
-    def prepare(self, cell: AbstractCell, dt: Float[Array, ""]) -> Any:
+    def prepare(self, cell: AbstractVectorField, dt: Float[Array, ""]) -> Any:
         """`form(cell)`, with everything that does not change from step to step worked out once.
 
         The result stands for `cell` in calls of `advance` with this very `dt`.
@@ -179,8 +198,10 @@ class AbstractCellSolver(diffrax.AbstractSolver[None]):
         return terms.vf(t0, y0, args)
 
 
-def materialise(cell: AbstractCell) -> AbstractCell:
-    """`cell` with W in its fastest form, formed once."""
+def materialise(cell: Any) -> Any:
+    """A cell with W in its fastest form, formed once."""
+    if not isinstance(cell, AbstractCell):
+        return cell
     return eqx.tree_at(lambda c: c.operator, cell, lx.materialise(cell.operator))
 
 

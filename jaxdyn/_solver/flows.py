@@ -62,11 +62,11 @@ class AbstractFlows(abc.ABC):
             self.names.append(DAMP)
 
     @abc.abstractmethod
-    def begin(self, x: Array, t: Array) -> Any:
+    def begin(self, x: Any, t: Array) -> Any:
         """The state at `x` and `t`."""
 
     @abc.abstractmethod
-    def end(self, state: Any) -> Array:
+    def end(self, state: Any) -> Any:
         """x of a state."""
 
     @abc.abstractmethod

@@ -5,7 +5,7 @@ import diffrax
 import jax
 from jaxtyping import Array, Float, PyTree
 
-from .._cell import AbstractCell
+from .._cell import AbstractVectorField
 from .._types import Args
 from .base import AbstractCellSolver
 
@@ -27,12 +27,12 @@ class RK4(AbstractCellSolver):
     def order(self, terms) -> int:
         return 4
 
-    def check(self, cell: AbstractCell) -> None:
+    def check(self, cell: AbstractVectorField) -> None:
         pass
 
     def advance(
         self,
-        cell: AbstractCell,
+        cell: AbstractVectorField,
         t: Float[Array, ""],
         dt: Float[Array, ""],
         x: Float[Array, " n"],

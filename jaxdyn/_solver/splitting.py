@@ -11,8 +11,8 @@ z carried along it is the same kick, so one routine serves both forms.
 """
 
 import math
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -27,6 +27,7 @@ from .base import AbstractCellSolver, Step, materialise
 from .blocks import BlockCell, BlockFlows, Memo
 from .classes import ClassFlows
 from .flows import DRIFT, SWEEP, AbstractFlows, Part, snap
+from .pieces import LEAST_PIECE, PieceCell, PieceFlows
 
 # Up to this many pieces of program a composition is unrolled and neighbouring kicks are merged.
 MAX_UNROLLED_KICKS = 64
@@ -158,6 +159,33 @@ class AbstractSplitting(AbstractCellSolver):
             state = flows.apply(part, state)
         return flows.end(state)
 
+    def pieces(self, cell: AbstractCell) -> Sequence[Any] | None:
+        if not isinstance(cell, PoissonCell) or (self.grid is not None and _is_sequential(cell)):
+            return None
+        if not _is_sequential(cell):
+            return cell.operator.coloring()
+        half = max(LEAST_PIECE, 1 << (cell.size - 1).bit_length() >> 1)
+        return [slice(i, i + half) for i in range(0, cell.size, half)]
+
+    def cut(self, cell: AbstractCell) -> PieceCell:
+        places = self.pieces(cell)
+        assert places is not None and isinstance(cell, PoissonCell)
+        return PieceCell(cell, places, in_turn=_is_sequential(cell))
+
+    def advance_pieces(
+        self,
+        cut: PieceCell,
+        t: Float[Array, ""],
+        dt: Float[Array, ""],
+        x: tuple,
+        args: Args,
+    ) -> tuple:
+        flows = PieceFlows(Step(cut, SharedInput(args), t, dt), None, self.grid)
+        state = flows.begin(x, t)
+        for part in _merged(self.coefficients, flows.names, merge=not cut.in_turn):
+            state = flows.apply(part, state)
+        return flows.end(state)
+
     def _advance(self, cell, t, dt, x, inputs, batch):
         if isinstance(cell, AbstractCell) and _is_sequential(cell):
             cell = self.prepare(cell, dt)
@@ -267,14 +295,15 @@ def _is_sequential(cell: AbstractCell) -> bool:
     return n > MAX_SINGLE_UNITS and (classes == n or classes > MAX_CLASSES)
 
 
-def _merged(coefficients: tuple[float, ...], names: list) -> list[Part]:
-    """The parts of chi(a_1) chi*(a_2) chi(a_3) ... in order, equal neighbours made into one."""
+def _merged(coefficients: tuple[float, ...], names: list, merge: bool = True) -> list[Part]:
+    """The parts of chi(a_1) chi*(a_2) chi(a_3) ... in order, equal neighbours made into one if
+    they `merge`."""
     out: list[Part] = []
     start = 0.0
     for i, a in enumerate(coefficients):
         ascending = i % 2 == 0
         for name in names if ascending else reversed(names):
-            if out and out[-1].name == name and name not in (DRIFT, SWEEP):
+            if merge and out and out[-1].name == name and name not in (DRIFT, SWEEP):
                 out[-1] = out[-1]._replace(coefficient=out[-1].coefficient + a, end=start + a)
             else:
                 out.append(Part(name, a, start, start + a, ascending, i // 2))

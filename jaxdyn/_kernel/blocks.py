@@ -1,0 +1,242 @@
+"""All time steps in one Pallas kernel, a tile of trajectories at a time, W x by matrix products."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jaxtyping import Array, Float, PyTree
+
+from .._types import is_traced
+from .engine import PRECISIONS, Kernel
+from .entries import Loaded
+from .rows import CannotServe, Rows, block, padded, sides
+
+# Shared constants of up to so many bytes are read before the first step; more where they are used.
+MOST_HELD = 16 * 1024
+# Entries of a state that a warp takes care of.
+AREA_OF_A_WARP = 512
+
+
+class Pieces(NamedTuple):
+    """How a step is taken on the pieces of a state."""
+
+    units: Sequence[Any]
+    """The places of each piece in x."""
+    cut: Callable[[PyTree, PyTree], tuple[Callable, PyTree, PyTree]]
+    """Of the constants of a solve and which of them are each trajectory's own, the `step(constants,
+    t, dt, pieces)` of one trajectory with the constants and flags that it takes.
+
+    **Raises:** CannotServe."""
+
+
+class _Constant(NamedTuple):
+    """A constant as it is in memory: a number (1,), a block, or one column for each trajectory."""
+
+    array: Array
+    spread: bool
+
+    def spec(self, tile: int) -> pl.BlockSpec:
+        return _columns_of(self.array, tile) if self.spread else _all_of(self.array)
+
+    def seen(self, tile: int) -> jax.ShapeDtypeStruct:
+        """What a program has of it."""
+        rows = self.array.shape[:1]
+        shape = (*rows, tile) if self.spread else self.array.shape if self.array.ndim > 1 else ()
+        return jax.ShapeDtypeStruct(shape, self.array.dtype)
+
+
+def integrate_in_blocks(
+    pieces: Pieces,
+    constants: PyTree,
+    own: PyTree,
+    when: Sequence[Array],
+    x0: Float[Array, "b n"],
+    t0: Array,
+    dt: Array,
+    kernel: Kernel,
+) -> Float[Array, "b t n"]:
+    """The states at the saves.
+
+    **Raises:** CannotServe where a step takes more than functions of numbers, sums, and products of
+    vectors with a matrix that all trajectories share.
+    """
+    step, constants, own = pieces.cut(constants, own)
+    leaves, structure = jax.tree.flatten(constants)
+    flags = [*jax.tree.leaves(own)]
+    (batch, n), tile = x0.shape, kernel.columns()
+    lengths = [len(np.arange(n)[c]) for c in pieces.units]
+
+    def flat(t, dt, xs, *leaves):
+        return step(jax.tree.unflatten(structure, leaves), t, dt, xs)
+
+    program = jax.make_jaxpr(flat)(
+        *(jax.ShapeDtypeStruct((), v.dtype) for v in (t0, dt)),
+        tuple(jax.ShapeDtypeStruct((k,), x0.dtype) for k in lengths),
+        *(
+            jax.ShapeDtypeStruct(v.shape[1:] if apart else v.shape, v.dtype)
+            for v, apart in zip(leaves, flags, strict=True)
+        ),
+    )
+    if is_traced(program.consts):
+        raise CannotServe("what a function closes over and jit, grad or vmap trace")
+    arrays, flags = [*program.consts, *leaves], [False] * len(program.consts) + flags
+    given = [_Constant(v.reshape(1), False) for v in (t0, dt)]
+    for v, apart in zip(arrays, flags, strict=True):
+        given.append(_stored(jnp.asarray(v), apart, tile))
+    states = [_across(x0[:, c], tile) for c in pieces.units]
+    advance = _Advance(program.jaxpr, lengths, kernel)
+    # Here an operation that cannot be served can still be answered by other means.
+    jax.eval_shape(
+        lambda given, k, xs: advance(given, k, None, xs),
+        [constant.seen(tile) for constant in given],
+        jax.ShapeDtypeStruct((), np.int32),
+        [jax.ShapeDtypeStruct((v.shape[0], tile), v.dtype) for v in states],
+    )
+    when = [v.astype(np.int32) if v.dtype.kind == "i" else v for v in map(jnp.asarray, when)]
+    saved, columns = when[0].shape[0], states[0].shape[1]
+    specs = [_all_of(v) for v in when] + [constant.spec(tile) for constant in given]
+    area = tile * max(v.shape[0] for v in states)
+    ys = pl.pallas_call(
+        lambda *refs: _run_tile(advance, len(when), given, len(states), refs),
+        grid=(columns // tile,),
+        in_specs=specs + [_columns_of(v, tile) for v in states],
+        out_specs=[pl.BlockSpec((saved, len(v), tile), lambda i: (0, 0, i)) for v in states],
+        out_shape=[jax.ShapeDtypeStruct((saved, *v.shape), v.dtype) for v in states],
+        compiler_params=triton.CompilerParams(
+            num_warps=min(8, max(1, area // AREA_OF_A_WARP)), num_stages=1
+        ),
+        interpret=kernel.interpret,
+        name="jaxdyn_steps",
+    )(*when, *(constant.array for constant in given), *states)
+    out = jnp.zeros((batch, saved, n), x0.dtype)
+    for c, k, y in zip(pieces.units, lengths, ys, strict=True):
+        out = out.at[:, :, c].set(jnp.moveaxis(y[:, :k, :batch], -1, 0))
+    return out
+
+
+def _all_of(v: Array) -> pl.BlockSpec:
+    return pl.BlockSpec(v.shape, lambda i: (0,) * v.ndim)
+
+
+def _columns_of(v: Array, tile: int) -> pl.BlockSpec:
+    return pl.BlockSpec((v.shape[0], tile), lambda i: (0, i))
+
+
+def _across(v: Float[Array, "b k"], tile: int) -> Float[Array, "K B"]:
+    """One column for each trajectory, filled up to whole blocks and tiles."""
+    batch, k = v.shape
+    v = jnp.pad(v, ((0, -batch % tile), (0, 0)), mode="edge")
+    return jnp.pad(v, ((0, 0), (0, 0 if k == 1 else padded(k) - k))).T
+
+
+def _stored(v: Array, apart: bool, tile: int) -> _Constant:
+    shape = sides(v.shape[1:] if apart else v.shape)
+    if v.dtype == bool:
+        raise CannotServe("constants that are bools")
+    if 0 in shape or len(shape) > (1 if apart else 2):
+        raise CannotServe("weights of each trajectory's own" if apart else f"an array {v.shape}")
+    if apart:
+        return _Constant(_across(v.reshape(v.shape[0], math.prod(shape)), tile), True)
+    v = v.reshape(shape or (1,))
+    v = jnp.pad(v, [(0, padded(k) - k) for k in shape] or [(0, 0)])
+    return _Constant(v[:, None] if len(shape) == 1 else v, False)
+
+
+class _Advance:
+    """A step of a whole tile."""
+
+    def __init__(self, jaxpr: Any, lengths: Sequence[int], kernel: Kernel):
+        self.jaxpr, self.lengths = jaxpr, lengths
+        self.rows = Rows(_product(kernel))
+
+    def __call__(self, given: Sequence[Any], k: Any, h: Any, xs: Sequence[Any]) -> tuple:
+        """From step `k` on, by `h` of a step; None is a whole one."""
+        (t0, dt), rest = given[:2], given[2:]
+        consts = len(self.jaxpr.constvars)
+        t = t0 + k.astype(dt.dtype) * dt
+        operands = [t, dt if h is None else h * dt, *xs, *rest[consts:]]
+        outs = self.rows.run(self.jaxpr, rest[:consts], operands)
+        return tuple(
+            jnp.broadcast_to(block(out, length), x.shape).astype(x.dtype)
+            for out, length, x in zip(outs, self.lengths, xs, strict=True)
+        )
+
+
+def _product(kernel: Kernel) -> Callable[[Array, Array], Array]:
+    """The product of a matrix and a block in the kernel's precision, summed in that of x0."""
+
+    def multiply(a: Array, b: Array) -> Array:
+        if a.dtype != jnp.float32:
+            return lax.dot_general(a, b, dims, lax.Precision.HIGHEST, a.dtype)
+        if kernel.interpret:
+            return multiplied_in_parts(a, b, kernel.products)
+        return lax.dot_general(a, b, dims, kernel.products, a.dtype)
+
+    dims = (((1,), (0,)), ((), ()))
+    return multiply
+
+
+def multiplied_in_parts(
+    a: Float[Array, "k l"], b: Float[Array, "l m"], precision: lax.DotAlgorithmPreset
+) -> Float[Array, "k m"]:
+    """What a GPU makes of a product in that precision, up to the order of sums."""
+    digits, count = PRECISIONS[precision]
+
+    def parts(v: Array) -> list[Array]:
+        out = []
+        for _ in range(count):
+            out.append(lax.reduce_precision(v, 8, digits))
+            v = v - out[-1]
+        return out
+
+    left, right, total = parts(a), parts(b), jnp.zeros((len(a), b.shape[1]), a.dtype)
+    # The smallest first, and not those of two last parts.
+    for order in reversed(range(max(1, 2 * count - 2))):
+        for i in range(count):
+            if 0 <= order - i < count:
+                total += jnp.matmul(left[i], right[order - i], precision=lax.Precision.HIGHEST)
+    return total
+
+
+def _run_tile(
+    advance: _Advance, first: int, given: Sequence[_Constant], pieces: int, refs: Sequence[Any]
+) -> None:
+    """The loop over saves, in which the loop over steps.
+
+    `refs`: `first` of when to save, the constants, the first states and what is saved.
+    """
+    when, places = refs[:first], refs[first : first + len(given)]
+    x_refs, y_refs = refs[first + len(given) : -pieces], refs[-pieces:]
+    held = sum(ref.size * ref.dtype.itemsize for ref in places) <= MOST_HELD
+    values = [
+        Loaded(lambda ref=ref: ref[...])
+        if ref.ndim == 2 and ref.shape[1] > 1 and not constant.spread and not held
+        else ref[0]
+        if ref.ndim == 1
+        else ref[...]
+        for constant, ref in zip(given, places, strict=True)
+    ]
+
+    def save(s: Array, xs: tuple) -> tuple:
+        start, count = when[0][s], when[1][s]
+        xs = lax.fori_loop(
+            jnp.int32(0), count, lambda i, xs: advance(values, start + i, None, xs), xs
+        )
+        out = xs
+        if first == 3:
+            side = when[2][s]
+            moved = advance(values, start + count, side, xs)
+            off = side != jnp.zeros((), side.dtype)
+            out = tuple(jnp.where(off, a, b) for a, b in zip(moved, xs, strict=True))
+        for ref, x in zip(y_refs, out, strict=True):
+            ref[s, :, :] = x
+        return xs
+
+    first_states = tuple(ref[...] for ref in x_refs)
+    lax.fori_loop(jnp.int32(0), jnp.int32(y_refs[0].shape[0]), save, first_states)

@@ -1,0 +1,224 @@
+"""A step of one trajectory, carried out on a tile of them: a vector is a block of the GPU's memory.
+
+What has no axis longer than 1 is a number, () or (1, tile); a vector (k,) is (K, 1) or (K, tile),
+where 1 is for what all trajectories share and K is the next power of two, 16 at least; a matrix
+(k, l), always shared, is (K, L). Beyond k and l there may be anything, and 0 in constants.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Literal
+from jaxtyping import Array
+
+from .entries import Loaded
+from .primitives import ELEMENTWISE, IDENTITIES, REWRITTEN, folded
+from .scalarise import CALLED, CALLS
+
+# The shortest side that Triton multiplies.
+LEAST = 16
+# Elementwise operations with rules of their own elsewhere.
+_SIMPLE = ELEMENTWISE | frozenset("add and mul or select_n sub convert_element_type".split())
+_MOVES = frozenset("broadcast_in_dim reshape squeeze".split())
+_EXTREMES = {"reduce_max": (jnp.max, -np.inf), "reduce_min": (jnp.min, np.inf)}
+
+
+class CannotServe(Exception):
+    """An operation that cannot be done to blocks."""
+
+
+def padded(k: int) -> int:
+    """The length of the block of a vector (k,)."""
+    return max(LEAST, 1 << (k - 1).bit_length())
+
+
+def sides(shape: Sequence[int]) -> tuple[int, ...]:
+    """The axes that count."""
+    return tuple(k for k in shape if k != 1)
+
+
+class Rows:
+    """Evaluates programs on blocks; `multiply` is the product of two of them."""
+
+    def __init__(self, multiply: Callable[[Array, Array], Array]):
+        self.multiply = multiply
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+        values: dict[Any, Any] = {}
+
+        def read(atom: Any) -> Any:
+            value = _literal(atom) if isinstance(atom, Literal) else values[atom]
+            return value.read() if isinstance(value, Loaded) else value
+
+        values.update(zip(jaxpr.constvars, consts, strict=True))
+        values.update(zip(jaxpr.invars, operands, strict=True))
+        for eqn in jaxpr.eqns:
+            outs = self._equation(eqn, [read(atom) for atom in eqn.invars])
+            values.update(zip(eqn.outvars, outs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _equation(self, eqn: Any, values: list[Any]) -> list[Any]:
+        name, params = eqn.primitive.name, eqn.params
+        if name in CALLS:
+            return self._called(next(params[k] for k in CALLED if k in params), values)
+        if name in IDENTITIES:
+            return values
+        if name == "scan":
+            return self._loop(params, values)
+        size, sizes = sides(eqn.outvars[0].aval.shape), [_sides_of(atom) for atom in eqn.invars]
+        if values and not size and all(isinstance(value, np.generic) for value in values):
+            shapes = (atom.aval.shape for atom in eqn.invars)
+            whole = [np.broadcast_to(v, shape) for v, shape in zip(values, shapes, strict=True)]
+            return [out.dtype.type(out.reshape(())) for out in folded(eqn, whole)]
+        if name in _SIMPLE or name in REWRITTEN:
+            _check_sides(name, sizes, size)
+            fn: Any = REWRITTEN.get(name, eqn.primitive.bind)
+            return [fn(*_alike(values), **params)]
+        if name in _MOVES and sizes[0] in ((), size):
+            return values[:1]
+        if name == "transpose":
+            order = [i for i in params["permutation"] if eqn.invars[0].aval.shape[i] != 1]
+            return [values[0] if order == sorted(order) else values[0].T]
+        if name in ("concatenate", "stack") and not any(sizes):
+            return [_listed(values)]
+        if name == "slice" and len(sizes[0]) == 1 and not size:
+            return [_entry(values[0], *sizes[0], max(params["start_indices"]))]
+        if name == "dot_general":
+            return [self._product(eqn, *values)]
+        if name == "reduce_sum" or name in _EXTREMES:
+            return [_reduced(eqn, values[0])]
+        if name == "iota" and len(size) == 1:
+            return [lax.broadcasted_iota(params["dtype"], (padded(*size), 1), 0)]
+        raise CannotServe(f"`{name}`")
+
+    def _called(self, program: Any, values: Sequence[Any]) -> list[Any]:
+        if getattr(program, "consts", ()):
+            raise CannotServe("an array that a function closes over")
+        return self.run(getattr(program, "jaxpr", program), (), values)
+
+    def _loop(self, params: dict, values: list[Any]) -> list[Any]:
+        """A loop of known length over what it changes."""
+        if "ft_in" in params:  # from JAX 0.12 on
+            consts, carried, rows = map(len, params["ft_in"].unpack())
+        else:
+            consts, carried = params["num_consts"], params["num_carry"]
+            rows = len(values) - consts - carried
+        body = params["jaxpr"]
+        if rows or len(body.jaxpr.outvars) != carried:
+            raise CannotServe("a loop over the rows of an array")
+        fixed, first = values[:consts], values[consts:]
+        # What a turn makes of shared values may be each trajectory's own.
+        for _ in range(len(first) + 1):
+            shapes = jax.eval_shape(lambda *v: self._called(body, (*fixed, *v)), *first)
+            if all(a.shape == jnp.shape(b) for a, b in zip(shapes, first, strict=True)):
+                break
+            wider = [_wider(a.shape, jnp.shape(b)) for a, b in zip(shapes, first, strict=True)]
+            first = [_spread(v, s) for v, s in zip(first, wider, strict=True)]
+        return list(
+            lax.fori_loop(
+                jnp.int32(0),
+                jnp.int32(params["length"]),
+                lambda _, v: tuple(self._called(body, (*fixed, *v))),
+                tuple(first),
+            )
+        )
+
+    def _product(self, eqn: Any, left: Any, right: Any) -> Any:
+        (summed, others), batch = eqn.params["dimension_numbers"]
+        if any(map(len, batch)):
+            raise CannotServe("a batch of products")
+        a, b = (v.aval for v in eqn.invars)
+        if math.prod(a.shape[i] for i in summed) == 1:
+            _check_sides("dot_general", map(_sides_of, eqn.invars), _sides_of(eqn.outvars[0]))
+            return jnp.multiply(*_alike([left, right]))
+        if len(sides(a.shape)) < len(sides(b.shape)):
+            a, left, summed, b, right = b, right, others, a, left
+        if len(sides(b.shape)) != 1:
+            raise CannotServe("a product of two matrices")
+        (length,) = sides(b.shape)
+        right = block(right, length, 0)
+        if len(sides(a.shape)) == 1:
+            left = block(left, length, 0)
+            return jnp.sum(jnp.multiply(*_alike([left, right])), axis=0, keepdims=True)
+        (place,) = (i for i in summed if a.shape[i] != 1)
+        matrix = left if all(k == 1 for k in a.shape[place + 1 :]) else left.T
+        if right.shape[1] == 1:
+            return jnp.sum(matrix * right.reshape(1, -1), axis=1, keepdims=True)
+        return self.multiply(matrix, right)
+
+
+def _literal(atom: Any) -> Any:
+    """A number; arrays do not get into kernels this way."""
+    if np.size(atom.val) != 1:
+        raise CannotServe("an array written into the program")
+    return np.dtype(atom.aval.dtype).type(np.reshape(atom.val, ()))
+
+
+def _sides_of(atom: Any) -> tuple[int, ...]:
+    return sides(np.shape(atom.val) if isinstance(atom, Literal) else atom.aval.shape)
+
+
+def _check_sides(name: str, sizes: Iterable[tuple[int, ...]], size: tuple[int, ...]) -> None:
+    """Refuses what goes with each other along other axes than those of the result."""
+    if any(other not in ((), size) for other in sizes):
+        raise CannotServe(f"`{name}` of rows and columns")
+
+
+def _wider(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    return np.broadcast_shapes(*shapes)
+
+
+def _alike(values: Sequence[Any]) -> list[Any]:
+    """`values`, numbers or blocks, in one shape."""
+    shape = _wider(*map(np.shape, values))
+    return [v if np.shape(v) == shape else _spread(v, shape) for v in values]
+
+
+def _spread(value: Any, shape: tuple[int, ...]) -> Any:
+    if isinstance(value, np.generic):
+        return lax.full(shape, np.asarray(value), value.dtype)
+    return jnp.broadcast_to(value, shape)
+
+
+def block(value: Any, k: int, filling: Any = None) -> Any:
+    """`value`, of a vector (k,), as a block with its K rows, and `filling` in those beyond k."""
+    shape = padded(k), np.shape(value)[1] if np.ndim(value) else 1
+    value = value if np.shape(value) == shape else _spread(value, shape)
+    if filling is None or shape[0] == k:
+        return value
+    inside = lax.broadcasted_iota(np.int32, shape, 0) < np.int32(k)
+    return jnp.where(inside, value, lax.full(shape, filling, value.dtype))
+
+
+def _listed(numbers: Sequence[Any]) -> Any:
+    """The vector of these numbers."""
+    if len(numbers) == 1:
+        return numbers[0]
+    numbers = _alike(numbers)
+    shape = padded(len(numbers)), np.shape(numbers[0])[1] if np.ndim(numbers[0]) else 1
+    place, out = lax.broadcasted_iota(np.int32, shape, 0), _spread(numbers[0], shape)
+    for i, number in enumerate(numbers[1:], 1):
+        out = jnp.where(place == np.int32(i), _spread(number, shape), out)
+    return out
+
+
+def _entry(value: Any, k: int, i: int) -> Any:
+    """Entry `i` of a vector (k,)."""
+    value = block(value, k)
+    here = lax.broadcasted_iota(np.int32, value.shape, 0) == np.int32(i)
+    return jnp.sum(jnp.where(here, value, jnp.zeros_like(value)), axis=0, keepdims=True)
+
+
+def _reduced(eqn: Any, value: Any) -> Any:
+    size, axes = _sides_of(eqn.invars[0]), eqn.params["axes"]
+    if not sides([eqn.invars[0].aval.shape[i] for i in axes]):
+        return value
+    if len(size) != 1 or value.dtype.kind != "f":
+        raise CannotServe("a reduction of a matrix")
+    fold, filling = _EXTREMES.get(eqn.primitive.name, (jnp.sum, 0))
+    return fold(block(value, *size, filling), axis=0, keepdims=True)

@@ -1,0 +1,204 @@
+"""Kernels that multiply blocks of matrices: the numbers of the scan, and programs for CUDA."""
+
+import inspect
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from jax.lax import DotAlgorithmPreset
+from jax.sharding import AbstractDevice, AbstractMesh
+
+import jaxdyn as jd
+from jaxdyn._kernel import launch
+from jaxdyn._kernel.blocks import multiplied_in_parts
+from jaxdyn._kernel.engine import PRECISIONS
+from jaxdyn._simulate import in_kernel
+
+KEY = jr.key(0)
+KERNEL = jd.Kernel(tile=16, interpret=True)
+# Neither 20 nor 40 fills a block; 40 is more than its first half, of 32.
+N = 20
+W, TANH = jd.DenseSkew.random(N, key=KEY), jd.Tanh()
+BIAS, U = jr.normal(KEY, (N,)), jr.normal(KEY, (N, 2))
+SAVEAT = diffrax.SaveAt(t0=True, t1=True, ts=[0.3, 0.33])
+DRIVEN = jd.PoissonCell(W, TANH, bias=BIAS, input_matrix=U, damping=0.1)
+
+
+def wave(t):
+    return jnp.stack([jnp.sin(t), t * t])
+
+
+def linear(t, x, args):
+    """A field with numbers of its own, reductions and entries."""
+    A, w = args
+    return A @ jnp.sin(x) - w * jnp.max(x) + jnp.cos(x[3]) * jnp.mean(x**2)
+
+
+CASES = {
+    "RK4": (jd.PoissonCell(W, jd.Erf()), jd.RK4(), None),
+    "RK4, driven and damped": (DRIVEN, jd.RK4(), wave),
+    "RK4, inputs of their own": (DRIVEN, jd.RK4(), jr.normal(KEY, (5, 2))),
+    "RK4, shell": (
+        jd.PoissonCell(W, TANH, regulator=jd.EnergyShell(1.0, 0.1)),
+        jd.RK4(),
+        None,
+    ),
+    "RK4, antisymmetric": (jd.AntisymmetricCell(W, TANH, bias=BIAS), jd.RK4(), None),
+    "RK4, banded": (
+        jd.PoissonCell(jd.BandedSkew.random(N, key=KEY, bandwidth=2), TANH),
+        jd.RK4(),
+        None,
+    ),
+    "RK4, a field": (linear, jd.RK4(), (jr.normal(KEY, (N, N)) / N, BIAS)),
+    "Taylor(6), driven": (jd.PoissonCell(W, TANH, input_matrix=U), jd.Taylor(6), wave),
+    "Strang, in two halves": (
+        jd.PoissonCell(jd.DenseSkew.random(40, key=KEY), TANH),
+        jd.Strang(),
+        None,
+    ),
+    "Strang, driven and damped": (DRIVEN, jd.Strang(), wave),
+    "BlanesMoan4, bipartite": (
+        jd.PoissonCell(jd.BipartiteSkew.random(N, key=KEY), TANH, bias=BIAS),
+        jd.BlanesMoan4(),
+        None,
+    ),
+    "Strang, block": (jd.PoissonCell(jd.BlockSkew.random(N, key=KEY), TANH), jd.Strang(), None),
+    "Strang, grid": (
+        jd.PoissonCell(jd.BipartiteSkew.random(N, key=KEY), TANH),
+        jd.Strang(grid=2.0**-12),
+        None,
+    ),
+}
+
+
+def units(cell):
+    return cell.size if isinstance(cell, eqx.Module) else N
+
+
+def solve(cell, solver, args=None, engine=KERNEL, x0=None, **how):
+    x0 = jr.normal(jr.key(1), (5, units(cell))) if x0 is None else x0
+    how = {"t1": 0.52, "dt": 0.1, "saveat": SAVEAT, **how}
+    return jd.simulate(cell, x0, solver=solver, args=args, engine=engine, **how)
+
+
+@pytest.fixture
+def by_products(monkeypatch):
+    """That nothing is taken apart into numbers, to which it would fall back."""
+
+    def taken_apart(*_):
+        raise AssertionError("taken apart into numbers")
+
+    monkeypatch.setattr(launch, "_in_lanes", taken_apart)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_numbers_are_those_of_the_scan(name, by_products):
+    cell, solver, args = CASES[name]
+    got, want = (solve(cell, solver, args, engine) for engine in (KERNEL, None))
+    assert got.ys.shape == (5, 4, units(cell))
+    # Sums in another order; one unit of the grid, where one of two numbers beside halfway is
+    # rounded up.
+    tolerance = 1e-13 if getattr(solver, "grid", None) is None else 2.0**-12
+    np.testing.assert_allclose(got.ys, want.ys, rtol=0, atol=tolerance)
+    assert jnp.array_equal(got.ts, want.ts)
+    assert jnp.all(got.result == diffrax.RESULTS.successful)
+
+
+def test_gradients_and_maps_over_states(by_products):
+    cell, x0 = CASES["Strang, driven and damped"][0], jr.normal(KEY, (2, 3, N))
+
+    def loss(given, engine):
+        cell, x0 = given
+        run = jax.vmap(lambda x: solve(cell, jd.RK4(), BIAS[:2], engine, x, saveat=None).ys)
+        return jnp.sum(jnp.sin(run(x0)))
+
+    got, want = (eqx.filter_value_and_grad(loss)((cell, x0), e) for e in (KERNEL, None))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+def test_what_is_no_product_is_taken_apart():
+    """Weights of each trajectory's own, and a step of its own."""
+    cells = eqx.filter_vmap(lambda w: jd.PoissonCell(jd.BlockSkew(w), TANH))(jr.normal(KEY, (2, 9)))
+    x0 = jr.normal(KEY, (2, 18))
+
+    def run(engine):
+        def one(cell, x, dt):
+            return jd.simulate(cell, x, dt=dt, n_steps=2, solver=jd.RK4(), engine=engine).ys
+
+        return eqx.filter_vmap(one)(cells, x0, jnp.array([0.1, 0.2]))
+
+    np.testing.assert_allclose(run(KERNEL), run(None), rtol=0, atol=1e-13)
+
+
+def test_what_is_no_product_and_too_large_is_refused():
+    cell = jd.AntisymmetricCell(jd.BlockSkew(jnp.ones(33)), TANH)
+    with pytest.raises(ValueError, match=r"this solver for this cell.*up to 64 units without"):
+        solve(cell, jd.Strang())
+    with pytest.raises(ValueError, match=r"cannot carry out `cumsum`.*up to 64 units without"):
+        solve(lambda t, x, args: -jnp.cumsum(x), jd.RK4(), x0=jnp.ones((2, 65)))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=lambda p: p.name)
+def test_products_are_as_precise_as_they_say(precision):
+    """Against float64, in units of the rounding of float32 times the sum of all magnitudes."""
+    a, b = (jr.normal(key, (64, 64), jnp.float32) for key in jr.split(KEY))
+    got = multiplied_in_parts(a, b, precision).astype(float)
+    exact, size = (
+        jnp.matmul(f(a).astype(float), f(b).astype(float)) for f in (lambda v: v, jnp.abs)
+    )
+    off = float(jnp.max(jnp.abs(got - exact) / size)) * 2**24
+    plain = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST).astype(float)
+    full = float(jnp.max(jnp.abs(plain - exact) / size)) * 2**24
+    least, most = {
+        DotAlgorithmPreset.BF16_BF16_F32_X9: (0, 2 * full),
+        DotAlgorithmPreset.F32_F32_F32: (0, 2 * full),
+        DotAlgorithmPreset.TF32_TF32_F32_X3: (0, 4 * full),
+        DotAlgorithmPreset.TF32_TF32_F32: (2**9, 2**14),
+        DotAlgorithmPreset.BF16_BF16_F32: (2**12, 2**17),
+    }[precision]
+    assert least <= off <= most
+
+
+@pytest.mark.core
+def test_single_precision_is_float32(by_products):
+    cell, x0 = jd.PoissonCell(W, TANH), jr.normal(KEY, (3, N), jnp.float32)
+    how = {"x0": x0, "saveat": None, "t1": 2.0}
+    want = solve(cell, jd.RK4(), engine=None, **{**how, "x0": x0.astype(float)}).ys
+    rough = jd.Kernel(16, interpret=True, precision=DotAlgorithmPreset.BF16_BF16_F32)
+    off = []
+    for engine in (None, KERNEL, rough):
+        ys = solve(cell, jd.RK4(), engine=engine, **how).ys
+        assert ys.dtype == jnp.float32
+        off.append(jnp.max(jnp.abs(ys.astype(float) - want)))
+    assert off[0] < 1e-6 and off[1] < 1e-6 and 1e-4 < off[2] < 1e-1
+
+
+DEVICE = {"device_kind": "NVIDIA H100 80GB HBM3", "num_cores": None}
+if "platform" in inspect.signature(AbstractDevice).parameters:
+    DEVICE["platform"] = "gpu"
+MESH = AbstractMesh((), (), abstract_device=AbstractDevice(**DEVICE))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "name, dtype",
+    [*((name, jnp.float32) for name in CASES), ("RK4, driven and damped", jnp.float64)],
+)
+def test_lowers_for_cuda(name, dtype, monkeypatch, by_products):
+    monkeypatch.setattr(in_kernel, "check_device", lambda *_: None)
+    cell, solver, args = CASES[name]
+    args = jnp.ones((300, 2)) if eqx.is_array(args) else args
+    x0 = jax.ShapeDtypeStruct((300, units(cell)), dtype)
+
+    def run(x0):
+        return solve(cell, solver, args, jd.Kernel(), x0, throw=False).ys
+
+    with jax.sharding.use_abstract_mesh(MESH):
+        text = jax.jit(run).trace(x0).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__gpu$xla.gpu.triton") == 1
+    assert "grid_x = 10" in text
