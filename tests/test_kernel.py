@@ -140,14 +140,79 @@ GIVEN = DRIVEN, jr.normal(KEY, (5, 3)), jnp.asarray(1.3)
 END = {"saveat": None, "t1": 0.3}
 
 
-@pytest.mark.parametrize("adjoint", [None, jd.ReversibleAdjoint()])
-def test_gradients_are_those_of_the_scan(adjoint):
-    got = eqx.filter_grad(loss)(GIVEN, KERNEL, adjoint=adjoint, **END)
+def test_gradients_are_those_of_the_scan():
+    got = eqx.filter_grad(loss)(GIVEN, KERNEL, **END)
     want = eqx.filter_grad(loss)(GIVEN, None, **END)
     leaves = jax.tree.leaves(want)
     assert len(leaves) == 5 and all(jnp.any(leaf != 0) for leaf in leaves)
     for a, b in zip(jax.tree.leaves(got), leaves, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+UNDONE = {
+    "Strang, driven": (DRIVEN, jd.Strang(), wave),
+    "Strang, bipartite, inputs of their own": (
+        jd.PoissonCell(TWO, TANH, input_matrix=jnp.ones((5, 1))),
+        jd.Strang(),
+        jr.normal(KEY, (6, 1)),
+    ),
+    "Strang, antisymmetric": (jd.AntisymmetricCell(W3, TANH, bias=jnp.ones(3)), jd.Strang(), None),
+    "Taylor(10)": (jd.PoissonCell(PAIR, TANH), jd.Taylor(10), None),
+}
+
+
+@pytest.mark.parametrize("name", UNDONE)
+def test_steps_are_undone_in_kernels(name, monkeypatch):
+    """By the cell, the input, states and times, saved on the way."""
+    cell, solver, u = UNDONE[name]
+
+    def loss(given, engine, adjoint):
+        cell, x0, dt, t0, v = given
+        how = {"solver": solver, "args": u if callable(u) else v, "engine": engine, "dt": dt}
+        saveat = diffrax.SaveAt(steps=2)
+        ys = jd.simulate(cell, x0, t0=t0, n_steps=4, saveat=saveat, adjoint=adjoint, **how).ys
+        return jnp.sum(jnp.sin(ys))
+
+    x0 = jr.normal(KEY, (6, cell.size))
+    given = cell, x0, jnp.asarray(0.1), jnp.asarray(0.3), None if callable(u) else u
+    want = jax.tree.leaves(eqx.filter_grad(loss)(given, None, None))
+
+    def by_the_scan(*_):
+        raise AssertionError("the scan was run again")
+
+    for name in ("integrate", "integrate_reversibly"):
+        monkeypatch.setattr(in_kernel, name, by_the_scan)
+    got = jax.tree.leaves(eqx.filter_grad(loss)(given, KERNEL, jd.ReversibleAdjoint()))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-11)
+
+
+def test_what_comes_back_wrong_is_said():
+    """A long step of a low order, which a step back does not undo."""
+
+    def loss(x0, **how):
+        cell = jd.PoissonCell(W3, TANH)
+        return jnp.sum(solve(cell, jd.Taylor(2), x0=x0, saveat=None, **how).ys)
+
+    with pytest.raises(Exception, match="further off than `error`"):
+        jax.grad(loss)(GIVEN[1], adjoint=jd.ReversibleAdjoint())
+
+
+@pytest.mark.parametrize("what", ["side steps", "too many numbers", "kept states"])
+def test_gradients_that_no_kernel_serves_are_by_the_scan(what):
+    saveat = diffrax.SaveAt(ts=[0.15]) if what == "side steps" else None
+    cell = jd.PoissonCell(
+        jd.DenseSkew.random(10, key=KEY) if what == "too many numbers" else W3, TANH
+    )
+    adjoint = jd.ReversibleAdjoint(checkpoint_every=2 if what == "kept states" else None)
+
+    def loss(x0, engine):
+        how = {"x0": x0, "saveat": saveat, "t1": 0.3, "adjoint": adjoint, "engine": engine}
+        return jnp.sum(jnp.sin(solve(cell, jd.Strang(), **how).ys))
+
+    x0 = jr.normal(KEY, (2, cell.size))
+    got, want = (jax.grad(loss)(x0, engine) for engine in (KERNEL, None))
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
 
 
 def test_forward_mode():
@@ -309,6 +374,8 @@ def test_every_activation_lowers_for_cuda(activation, monkeypatch):
 @pytest.mark.core
 def test_members_of_their_own_and_gradients_lower_for_cuda(monkeypatch):
     monkeypatch.setattr(in_kernel, "check_device", lambda *_: None)
+    # Errors at run time are calls of this machine's Python.
+    monkeypatch.setattr(eqx, "error_if", lambda x, *_: x)
     x0, u, how = jnp.ones((5, 3)), jnp.ones(1), {"engine": jd.Kernel(), "throw": False}
     arrays, static = eqx.partition(CELLS, eqx.is_array)
 
@@ -316,8 +383,15 @@ def test_members_of_their_own_and_gradients_lower_for_cuda(monkeypatch):
         cell = eqx.combine(arrays, static)
         return jnp.sum(solve(cell, jd.Strang(), u, x0=x0, **how).ys)
 
+    def undone(x0):
+        adjoint = jd.ReversibleAdjoint()
+        cell, x0 = jd.PoissonCell(W3, TANH), x0[None]
+        ys = solve(cell, jd.Strang(), x0=x0, adjoint=adjoint, saveat=None, t1=0.5, **how).ys
+        return jnp.sum(ys**2)
+
     for run in (ensemble, jax.value_and_grad(ensemble)):
-        assert "__gpu$xla.gpu.triton" in lowered(jax.vmap(run), arrays, x0)
+        assert lowered(jax.vmap(run), arrays, x0).count("__gpu$xla.gpu.triton") == 1
+    assert lowered(jax.vmap(jax.grad(undone)), x0).count("__gpu$xla.gpu.triton") == 2
 
 
 def test_a_mesh_is_not_for_kernels_and_a_cpu_is_none_either():

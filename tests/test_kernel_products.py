@@ -1,6 +1,7 @@
 """Kernels that multiply blocks of matrices: the numbers of the scan, and programs for CUDA."""
 
 import inspect
+import re
 
 import diffrax
 import equinox as eqx
@@ -16,6 +17,7 @@ import jaxdyn as jd
 from jaxdyn._kernel import launch
 from jaxdyn._kernel.blocks import multiplied_in_parts
 from jaxdyn._kernel.engine import PRECISIONS
+from jaxdyn._kernel.entries import Refused
 from jaxdyn._simulate import in_kernel
 
 KEY = jr.key(0)
@@ -75,6 +77,28 @@ CASES = {
 }
 
 
+def of_whole_numbers(t, x, args):
+    with jax.numpy_dtype_promotion("standard"):
+        return -0.1 * (args["I"] @ x)
+
+
+FIELDS = {
+    "of the inverse": lambda t, x, a: -(0.01 / a["A"]) @ x,
+    "of whole numbers": of_whole_numbers,
+    "written into it": lambda t, x, a: -jnp.ones((N, N)) @ x,
+    "not square": lambda t, x, a: -a["B"] @ jnp.tanh(a["B"].T @ x),
+    "from the left": lambda t, x, a: x @ (a["A"] - a["A"].T + jnp.eye(N)),
+    "chosen": lambda t, x, a: jnp.where(a["mask"], -x, jnp.where(x > 0, a["A"] @ x, 0)),
+    "normed": lambda t, x, a: -x / jnp.linalg.norm(x) * jnp.max(jnp.exp(-x)),
+}
+GIVEN = {
+    "A": jr.normal(KEY, (N, N)) + 3,
+    "B": jr.normal(KEY, (N, 7)),
+    "I": jnp.arange(N * N).reshape(N, N) % 3,
+    "mask": jnp.arange(N) % 2 == 0,
+}
+
+
 def units(cell):
     return cell.size if isinstance(cell, eqx.Module) else N
 
@@ -108,7 +132,44 @@ def test_numbers_are_those_of_the_scan(name, by_products):
     assert jnp.all(got.result == diffrax.RESULTS.successful)
 
 
+@pytest.mark.parametrize("name", FIELDS)
+def test_fields_have_the_numbers_of_the_scan(name, by_products):
+    """With tiles as wide as a matrix, and narrower."""
+    want = solve(FIELDS[name], jd.RK4(), GIVEN, None, saveat=None).ys
+    for tile in (16, 32) if name == "from the left" else (32,):
+        got = solve(FIELDS[name], jd.RK4(), GIVEN, jd.Kernel(tile, True), saveat=None).ys
+        np.testing.assert_allclose(got, want, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        lambda t, x, a: jnp.where(x[0] > 0, a, 2 * a) @ x,
+        lambda t, x, a: (a * jnp.cos(x[0])) @ x,
+        lambda t, x, a: jnp.full((N, N), x[0]) @ x,
+        lambda t, x, a: jax.lax.fori_loop(0, 2, lambda _, b: b * x[0], a) @ x,
+    ],
+)
+@pytest.mark.parametrize("tile", [16, 32])
+def test_a_matrix_of_their_own_is_not_taken_for_a_shared_one(field, tile, monkeypatch):
+    def refuse(*_):
+        raise Refused("Too long.")
+
+    monkeypatch.setattr(launch, "_in_lanes", refuse)
+    with pytest.raises(ValueError, match=r"Too long. By matrix .* a matrix of each trajectory's"):
+        solve(field, jd.RK4(), GIVEN["A"], jd.Kernel(tile, True))
+
+
+@pytest.mark.parametrize("n", [17, 33, 65])
+def test_a_half_of_one_unit(n, by_products):
+    cell = jd.PoissonCell(jd.DenseSkew.random(n, key=KEY), TANH)
+    how = {"saveat": None, "t1": 0.2}
+    got, want = (solve(cell, jd.Strang(), engine=e, **how).ys for e in (KERNEL, None))
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-13)
+
+
 def test_gradients_and_maps_over_states(by_products):
+    """The gradient is the plain solve's: here it has to arrive, through maps too."""
     cell, x0 = CASES["Strang, driven and damped"][0], jr.normal(KEY, (2, 3, N))
 
     def loss(given, engine):
@@ -145,7 +206,8 @@ def test_what_is_no_product_and_too_large_is_refused():
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=lambda p: p.name)
 def test_products_are_as_precise_as_they_say(precision):
-    """Against float64, in units of the rounding of float32 times the sum of all magnitudes."""
+    """As the interpreter does them, against float64, in units of the rounding of float32 times the
+    sum of all magnitudes. On a GPU it is Triton that takes the parts."""
     a, b = (jr.normal(key, (64, 64), jnp.float32) for key in jr.split(KEY))
     got = multiplied_in_parts(a, b, precision).astype(float)
     exact, size = (
@@ -202,3 +264,17 @@ def test_lowers_for_cuda(name, dtype, monkeypatch, by_products):
         text = jax.jit(run).trace(x0).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("__gpu$xla.gpu.triton") == 1
     assert "grid_x = 10" in text
+
+
+def test_the_precision_asked_for_is_that_of_the_program(monkeypatch):
+    monkeypatch.setattr(in_kernel, "check_device", lambda *_: None)
+    cell, x0 = jd.PoissonCell(W, TANH), jnp.ones((3, N), jnp.float32)
+
+    def products(kernel, x0=x0):
+        run = jax.make_jaxpr(lambda x0: solve(cell, jd.RK4(), None, kernel, x0, throw=False).ys)
+        return set(re.findall(r"dot_general\[.*?precision=(\S+?)\s", str(run(x0)), re.DOTALL))
+
+    assert products(jd.Kernel()) == {"BF16_BF16_F32_X9"}
+    rough = jd.Kernel(precision=DotAlgorithmPreset.TF32_TF32_F32)
+    assert products(rough) == {"TF32_TF32_F32"}
+    assert products(jd.Kernel(), x0.astype(float)) == {"(Precision.HIGHEST,"}

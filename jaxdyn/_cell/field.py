@@ -1,5 +1,5 @@
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import equinox as eqx
@@ -52,6 +52,12 @@ def field_of(fn: Callable, x0: Float[Array, "..."], args: Args) -> VectorField:
 
     **Raises:** TypeError or ValueError when it is no function (t, x, args) that returns an x'.
     """
+    for leaf in jax.tree.leaves(eqx.filter(args, eqx.is_array, inverse=True)):
+        if not isinstance(leaf, Hashable):
+            raise TypeError(
+                f"`args` may hold arrays, numbers and what can be hashed, got {leaf!r}; make it an "
+                "eqx.Module."
+            )
     number, one = jnp.zeros((), x0.dtype), jax.ShapeDtypeStruct(x0.shape[-1:], x0.dtype)
     args = FieldArgs(args, x0.dtype).args
     try:
@@ -66,6 +72,8 @@ def field_of(fn: Callable, x0: Float[Array, "..."], args: Args) -> VectorField:
     shape = getattr(out, "shape", None)
     if shape != one.shape:
         got = type(out).__name__ if shape is None else f"shape {shape}"
+        if x0.ndim == 2 and shape == x0.shape:
+            got += "; `args` are the same for all trajectories, jax.vmap gives each its own"
         raise ValueError(f"`cell` is a function and {wanted}, got {got}; see jnp.stack.")
     if not any(jnp.issubdtype(out.dtype, kind) for kind in (jnp.floating, jnp.integer)):
         raise TypeError(f"`cell` is a function and {wanted}, got dtype {out.dtype}.")

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._types import is_traced
 from .engine import PRECISIONS, Kernel
-from .entries import Loaded
+from .entries import Loaded, as_numbers
 from .rows import CannotServe, Rows, block, padded, sides
 
 # Shared constants of up to so many bytes are read before the first step; more where they are used.
@@ -68,12 +68,13 @@ def integrate_in_blocks(
     """
     step, constants, own = pieces.cut(constants, own)
     leaves, structure = jax.tree.flatten(constants)
+    leaves, restored = as_numbers(leaves)
     flags = [*jax.tree.leaves(own)]
     (batch, n), tile = x0.shape, kernel.columns()
     lengths = [len(np.arange(n)[c]) for c in pieces.units]
 
     def flat(t, dt, xs, *leaves):
-        return step(jax.tree.unflatten(structure, leaves), t, dt, xs)
+        return step(jax.tree.unflatten(structure, restored(leaves)), t, dt, xs)
 
     program = jax.make_jaxpr(flat)(
         *(jax.ShapeDtypeStruct((), v.dtype) for v in (t0, dt)),
@@ -137,8 +138,6 @@ def _across(v: Float[Array, "b k"], tile: int) -> Float[Array, "K B"]:
 
 def _stored(v: Array, apart: bool, tile: int) -> _Constant:
     shape = sides(v.shape[1:] if apart else v.shape)
-    if v.dtype == bool:
-        raise CannotServe("constants that are bools")
     if 0 in shape or len(shape) > (1 if apart else 2):
         raise CannotServe("weights of each trajectory's own" if apart else f"an array {v.shape}")
     if apart:
@@ -161,9 +160,9 @@ class _Advance:
         consts = len(self.jaxpr.constvars)
         t = t0 + k.astype(dt.dtype) * dt
         operands = [t, dt if h is None else h * dt, *xs, *rest[consts:]]
-        outs = self.rows.run(self.jaxpr, rest[:consts], operands)
+        outs = self.rows.start(self.jaxpr, rest[:consts], operands)
         return tuple(
-            jnp.broadcast_to(block(out, length), x.shape).astype(x.dtype)
+            jnp.broadcast_to(out if length == 1 else block(out, length), x.shape).astype(x.dtype)
             for out, length, x in zip(outs, self.lengths, xs, strict=True)
         )
 

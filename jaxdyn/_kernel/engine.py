@@ -40,17 +40,20 @@ class Kernel(eqx.Module):
     Up to 16 units the step of one trajectory is taken apart into operations on single numbers, each
     done for a tile of trajectories at once, one per thread. From 17 to 128 units W x is a product
     of matrices, W and a tile: for a cell that all trajectories share, with units which all kick
-    each other in blocks of 16. What that cannot serve is taken apart too, as long as a step has at
-    most 10,000 operations; under `jax.vmap` over cells, where every trajectory has weights of its
-    own, always.
+    each other in two halves. What that cannot serve is taken apart too, up to 64 units and 10,000
+    operations a step; under `jax.vmap` over cells, where every trajectory has weights of its own,
+    always. (The first call of a program of thousands of operations can take minutes.)
 
     Sums are in the precision of x0, and products too unless `precision` says otherwise. The
     functions are those of CUDA's libdevice, so that results differ from the plain solve by
     rounding.
 
-    Gradients, in forward and reverse mode, are those of the plain solve, which is run again for
-    them without a kernel (with a [`jaxdyn.ReversibleAdjoint`][], its solve). What `saveat.fn`
-    makes of a state is worked out after the solve, from states which are all kept until then.
+    With a [`jaxdyn.ReversibleAdjoint`][] kernels undo the steps too and sum their gradients up,
+    from each save to the one before, for as many numbers to differentiate by as fit into registers
+    beside the state (up to some 100: about 9 units with a dense W), with saves on the grid of
+    steps. All other gradients, in forward and reverse mode, are those of the plain solve, which is
+    run again for them without a kernel. What `saveat.fn` makes of a state is worked out after the
+    solve, from states which are all kept until then.
 
     Speed on a GPU: not measured, hence never chosen by default. It is written in Pallas, through
     Triton, which JAX deprecates from 0.11.2 on; NVIDIA GPUs of compute capability 8.0 or higher.

@@ -8,6 +8,21 @@ import numpy as np
 from jax.core import Tracer
 
 
+class Refused(ValueError):
+    """A step that cannot be taken apart."""
+
+
+def as_numbers(leaves: Sequence[Any]) -> tuple[list[Any], Callable[[Sequence[Any]], list[Any]]]:
+    """Arrays with bools made integers, as memory takes them; and what makes them bools again."""
+    bools = [leaf.dtype == bool for leaf in leaves]
+
+    def restored(numbers: Sequence[Any]) -> list[Any]:
+        return [v != 0 if was else v for v, was in zip(numbers, bools, strict=True)]
+
+    numbers = [v.astype(np.int32) if was else v for v, was in zip(leaves, bools, strict=True)]
+    return numbers, restored
+
+
 class Entries(NamedTuple):
     """An array of one trajectory as the row-major list of its entries.
 

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from .._types import is_traced
 from .blocks import Pieces, integrate_in_blocks
 from .engine import Kernel
+from .entries import Refused, as_numbers
 from .rows import CannotServe
 from .tile import Place, run_tile
 
@@ -69,28 +70,33 @@ def integrate_in_kernel(
         "ignore", message="The Pallas Triton backend is deprecated", category=DeprecationWarning
     )
     leaves, structure = jax.tree.flatten(constants)
+    leaves, restored = as_numbers(leaves)
     flags = jax.tree.leaves(jax.tree.map(lambda o, c: jax.tree.map(lambda _: o, c), own, constants))
 
     def flat(t: Array, dt: Array, x: Array, *leaves: Array) -> Array:
-        return step(jax.tree.unflatten(structure, leaves), t, dt, x)
+        return step(jax.tree.unflatten(structure, restored(leaves)), t, dt, x)
 
     def solve(own, when, x0, rest):
-        if x0.shape[1] > MOST_LANES:
-            t0, dt, *leaves = rest
+        if pieces is None or x0.shape[1] <= MOST_LANES:
+            return _in_lanes(flat, own, when, x0, rest, kernel)
+        t0, dt, *leaves = rest
+        try:
+            if any(own[:2]):
+                raise CannotServe("times of each trajectory's own")
+            of_all = jax.tree.unflatten(structure, restored(leaves))
+            flags = jax.tree.unflatten(structure, own[2:])
+            return integrate_in_blocks(pieces, of_all, flags, when, x0, t0, dt, kernel)
+        except CannotServe as reason:
+            if x0.shape[1] > MOST_TAKEN_APART:
+                raise ValueError(
+                    f"`engine=jaxdyn.Kernel` cannot carry out {reason} with matrix products, "
+                    f"and takes up to {MOST_TAKEN_APART} units without; leave `engine` out."
+                ) from reason
             try:
-                if pieces is None:
-                    raise CannotServe("the steps of this solver for this cell")
-                if any(own[:2]):
-                    raise CannotServe("times of each trajectory's own")
-                of_all, flags = (jax.tree.unflatten(structure, v) for v in (leaves, own[2:]))
-                return integrate_in_blocks(pieces, of_all, flags, when, x0, t0, dt, kernel)
-            except CannotServe as reason:
-                if x0.shape[1] > MOST_TAKEN_APART:
-                    raise ValueError(
-                        f"`engine=jaxdyn.Kernel` cannot carry out {reason} with matrix products, "
-                        f"and takes up to {MOST_TAKEN_APART} units without; leave `engine` out."
-                    ) from reason
-        return _in_lanes(flat, own, when, x0, rest, kernel)
+                return _in_lanes(flat, own, when, x0, rest, kernel)
+            except Refused as error:
+                why = f"{error} By matrix products it cannot carry out {reason}."
+                raise Refused(why) from reason
 
     run = _batched(solve, (False, False, *flags), saves.side is not None)
     side = () if saves.side is None else (saves.side,)
@@ -185,11 +191,6 @@ def _packed(rest, own, used, rows) -> tuple[list[Array], list[Place | None]]:
     """The constants in one array for each dtype, and for shared ones and own ones."""
     groups: dict[Any, list[Array]] = {}
     for v, apart, wanted in zip(rest, own, used, strict=True):
-        if wanted and v.dtype == bool:
-            raise ValueError(
-                "`engine=jaxdyn.Kernel` takes no constants that are bools; make them numbers, or "
-                "leave `engine` out."
-            )
         if wanted and v.size:
             groups.setdefault((v.dtype, apart), []).append(v)
     order = list(groups)

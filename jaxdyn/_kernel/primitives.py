@@ -19,6 +19,7 @@ ELEMENTWISE = frozenset(
 )
 REWRITTEN: dict[str, Callable] = {
     "erf": rewrites.erf,
+    "one_minus_square": rewrites.one_minus_square,
     "round": rewrites.rounded,
 }
 # Operations that hand on what they are given.
@@ -145,6 +146,7 @@ def _converted(eqn: Any, operands: Sequence[Entries], lanes: Lanes) -> Entries:
 def _dotted(eqn: Any, operands: Sequence[Entries], lanes: Lanes) -> Entries:
     """Sums of products, in full precision whatever precision was asked for."""
     (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
+    out = eqn.outvars[0].aval
     left, right = operands
 
     def laid_out(operand: Entries, batch, summed) -> np.ndarray:
@@ -163,13 +165,13 @@ def _dotted(eqn: Any, operands: Sequence[Entries], lanes: Lanes) -> Entries:
     for part, other in zip(rows, columns, strict=True):
         for row in part:
             for column in other:
+                pairs = ((left.items[i], right.items[j]) for i, j in zip(row, column, strict=True))
                 terms = [
-                    lanes.mul(left.items[i], right.items[j])
-                    for i, j in zip(row, column, strict=True)
+                    lanes.mul(lanes.convert(a, out.dtype), lanes.convert(b, out.dtype))
+                    for a, b in pairs
                 ]
                 items.append(lanes.fold(lanes.add, terms))
-    out = eqn.outvars[0].aval
-    return Entries(out.shape, [lanes.convert(item, out.dtype) for item in items])
+    return Entries(out.shape, items)
 
 
 def _reduced(fold: Callable) -> Callable:
@@ -184,6 +186,24 @@ def _reduced(fold: Callable) -> Callable:
         )
 
     return rule
+
+
+def _scattered(eqn: Any, operands: Sequence[Entries], lanes: Lanes) -> Entries:
+    """Sums of what is added in each place."""
+    operand, index, updates = operands
+    if not index.known():
+        raise UnknownPlace(eqn.primitive.name)
+    places = index.value(eqn.invars[1].aval.dtype)
+    dtype = eqn.outvars[0].aval.dtype
+    zero, one = np.zeros(operand.shape, dtype), np.eye(len(updates.items), dtype=dtype)
+    with jax.ensure_compile_time_eval():
+        added = jax.vmap(lambda v: eqn.primitive.bind(zero, places, v, **eqn.params))(
+            one.reshape(-1, *updates.shape)
+        )
+    items = list(operand.items)
+    for j, i in zip(*np.nonzero(np.asarray(added).reshape(len(one), -1)), strict=True):
+        items[i] = lanes.add(items[i], updates.items[j])
+    return Entries(operand.shape, items)
 
 
 def _emitted(primitive: Any) -> Callable:
@@ -203,6 +223,7 @@ _RULES: dict[str, Callable] = {
     "reduce_or": _reduced(lambda lanes: lanes.disjunction),
     "reduce_prod": _reduced(lambda lanes: lanes.mul),
     "reduce_sum": _reduced(lambda lanes: lanes.add),
+    "scatter-add": _scattered,
     "select_n": _selected,
     "sub": _binary("sub"),
 }

@@ -83,6 +83,12 @@ def rounded(x: jax.Array, *, rounding_method: lax.RoundingMethod) -> jax.Array:
     return lax.select(up, below + _like(x, 1), below)
 
 
+def one_minus_square(x: jax.Array, **_) -> jax.Array:
+    """1 - x^2, without cancellation: what JAX makes of the derivative of tanh."""
+    one = _like(x, 1)
+    return (one - x) * (one + x)
+
+
 def _horner(coefficients: tuple[float, ...], x: jax.Array) -> jax.Array:
     total = _like(x, coefficients[-1])
     for c in reversed(coefficients[:-1]):

@@ -47,13 +47,23 @@ class Rows:
 
     def __init__(self, multiply: Callable[[Array, Array], Array]):
         self.multiply = multiply
+        # Matrices that are known to be 0 beyond their sides; kept, for their ids to stay theirs.
+        self.clean: dict[int, Any] = {}
+
+    def start(self, jaxpr: Any, consts: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+        """What `jaxpr` makes of constants as they are stored, and of a state."""
+        self.clean = {id(v): v for v in (*consts, *operands)}
+        return self.run(jaxpr, consts, operands)
 
     def run(self, jaxpr: Any, consts: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
         values: dict[Any, Any] = {}
 
         def read(atom: Any) -> Any:
             value = _literal(atom) if isinstance(atom, Literal) else values[atom]
-            return value.read() if isinstance(value, Loaded) else value
+            if isinstance(value, Loaded):
+                value = value.read()
+                self.clean[id(value)] = value
+            return value
 
         values.update(zip(jaxpr.constvars, consts, strict=True))
         values.update(zip(jaxpr.invars, operands, strict=True))
@@ -77,13 +87,16 @@ class Rows:
             return [out.dtype.type(out.reshape(())) for out in folded(eqn, whole)]
         if name in _SIMPLE or name in REWRITTEN:
             _check_sides(name, sizes, size)
+            if len(size) == 2:
+                pairs = zip(values, sizes, strict=True)
+                values = [matrix(v, size) if s else _shared(v) for v, s in pairs]
             fn: Any = REWRITTEN.get(name, eqn.primitive.bind)
             return [fn(*_alike(values), **params)]
         if name in _MOVES and sizes[0] in ((), size):
             return values[:1]
         if name == "transpose":
             order = [i for i in params["permutation"] if eqn.invars[0].aval.shape[i] != 1]
-            return [values[0] if order == sorted(order) else values[0].T]
+            return [values[0] if order == sorted(order) else self._turned(values[0], sizes[0])]
         if name in ("concatenate", "stack") and not any(sizes):
             return [_listed(values)]
         if name == "slice" and len(sizes[0]) == 1 and not size:
@@ -92,8 +105,13 @@ class Rows:
             return [self._product(eqn, *values)]
         if name == "reduce_sum" or name in _EXTREMES:
             return [_reduced(eqn, values[0])]
+        if name == "iota" and not size:
+            return [np.dtype(params["dtype"]).type(0)]
         if name == "iota" and len(size) == 1:
             return [lax.broadcasted_iota(params["dtype"], (padded(*size), 1), 0)]
+        if name == "iota" and len(size) == 2:
+            axis = len(sides(params["shape"][: params["dimension"]]))
+            return [lax.broadcasted_iota(params["dtype"], tuple(map(padded, size)), axis)]
         raise CannotServe(f"`{name}`")
 
     def _called(self, program: Any, values: Sequence[Any]) -> list[Any]:
@@ -112,13 +130,17 @@ class Rows:
         if rows or len(body.jaxpr.outvars) != carried:
             raise CannotServe("a loop over the rows of an array")
         fixed, first = values[:consts], values[consts:]
+        sizes = [sides(atom.aval.shape) for atom in body.jaxpr.outvars]
+        first = [matrix(v, s) if len(s) == 2 else v for v, s in zip(first, sizes, strict=True)]
         # What a turn makes of shared values may be each trajectory's own.
         for _ in range(len(first) + 1):
             shapes = jax.eval_shape(lambda *v: self._called(body, (*fixed, *v)), *first)
             if all(a.shape == jnp.shape(b) for a, b in zip(shapes, first, strict=True)):
                 break
-            wider = [_wider(a.shape, jnp.shape(b)) for a, b in zip(shapes, first, strict=True)]
-            first = [_spread(v, s) for v, s in zip(first, wider, strict=True)]
+            first = [
+                _spread(v, np.broadcast_shapes(a.shape, np.shape(v)))
+                for a, v in zip(shapes, first, strict=True)
+            ]
         return list(
             lax.fori_loop(
                 jnp.int32(0),
@@ -133,6 +155,8 @@ class Rows:
         if any(map(len, batch)):
             raise CannotServe("a batch of products")
         a, b = (v.aval for v in eqn.invars)
+        dtype = eqn.outvars[0].aval.dtype
+        left, right = (self._as(v, dtype) for v in (left, right))
         if math.prod(a.shape[i] for i in summed) == 1:
             _check_sides("dot_general", map(_sides_of, eqn.invars), _sides_of(eqn.outvars[0]))
             return jnp.multiply(*_alike([left, right]))
@@ -145,11 +169,39 @@ class Rows:
         if len(sides(a.shape)) == 1:
             left = block(left, length, 0)
             return jnp.sum(jnp.multiply(*_alike([left, right])), axis=0, keepdims=True)
+        left = self._cleared(matrix(left, sides(a.shape)), sides(a.shape))
         (place,) = (i for i in summed if a.shape[i] != 1)
-        matrix = left if all(k == 1 for k in a.shape[place + 1 :]) else left.T
+        if any(k != 1 for k in a.shape[place + 1 :]):
+            left = self._turned(left, sides(a.shape))
         if right.shape[1] == 1:
-            return jnp.sum(matrix * right.reshape(1, -1), axis=1, keepdims=True)
-        return self.multiply(matrix, right)
+            return jnp.sum(left * right.reshape(1, -1), axis=1, keepdims=True)
+        return self.multiply(left, right)
+
+    def _as(self, value: Any, dtype: Any) -> Any:
+        if value.dtype == dtype:
+            return value
+        out = np.dtype(dtype).type(value) if isinstance(value, np.generic) else value.astype(dtype)
+        if id(value) in self.clean:
+            self.clean[id(out)] = out
+        return out
+
+    def _turned(self, value: Any, size: tuple[int, ...]) -> Any:
+        """The transpose of a matrix."""
+        value = matrix(value, size)
+        out = value.T
+        if id(value) in self.clean:
+            self.clean[id(out)] = out
+        return out
+
+    def _cleared(self, value: Any, size: tuple[int, ...]) -> Any:
+        """A matrix with 0 beyond its sides."""
+        if id(value) in self.clean:
+            return value
+        for axis, k in enumerate(size):
+            if value.shape[axis] != k:
+                inside = lax.broadcasted_iota(np.int32, value.shape, axis) < np.int32(k)
+                value = jnp.where(inside, value, jnp.zeros_like(value))
+        return value
 
 
 def _literal(atom: Any) -> Any:
@@ -169,13 +221,22 @@ def _check_sides(name: str, sizes: Iterable[tuple[int, ...]], size: tuple[int, .
         raise CannotServe(f"`{name}` of rows and columns")
 
 
-def _wider(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    return np.broadcast_shapes(*shapes)
+def _shared(value: Any) -> Any:
+    """A number that all trajectories share, to go with a matrix."""
+    if np.ndim(value) == 2 and np.shape(value)[1] != 1:
+        raise CannotServe("a matrix of each trajectory's own")
+    return value
+
+
+def matrix(value: Any, size: tuple[int, ...]) -> Any:
+    """`value`, a block or a number in all its places, as the block of a matrix."""
+    shape = padded(size[0]), padded(size[1])
+    return value if np.shape(value) == shape else _spread(_shared(value), shape)
 
 
 def _alike(values: Sequence[Any]) -> list[Any]:
     """`values`, numbers or blocks, in one shape."""
-    shape = _wider(*map(np.shape, values))
+    shape = np.broadcast_shapes(*map(np.shape, values))
     return [v if np.shape(v) == shape else _spread(v, shape) for v in values]
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.extend.core import Literal
 
-from .entries import Entries, Lanes, known
+from .entries import Entries, Lanes, Refused, known
 from .primitives import UnknownPlace, evaluate
 
 # Loops of at most so many turns are written out.
@@ -35,7 +35,8 @@ def _run(
 
     def read(atom: Any) -> Entries:
         if isinstance(atom, Literal):
-            return known(np.asarray(atom.val, atom.aval.dtype))
+            kind: Any = atom.aval
+            return known(np.asarray(atom.val, kind.dtype))
         return values[atom]
 
     values.update(zip(jaxpr.constvars, consts, strict=True))
@@ -129,8 +130,8 @@ def _while(params: dict, operands: list[Entries], lanes: Lanes) -> list[Entries]
 _CONTROL = {"cond": _cond, "scan": _scan, "while": _while}
 
 
-def _refusal(what: str) -> ValueError:
-    return ValueError(
+def _refusal(what: str) -> Refused:
+    return Refused(
         f"`engine=jaxdyn.Kernel` cannot carry out {what}, which a step of this cell, solver or "
         "input asks for; leave `engine` out."
     )

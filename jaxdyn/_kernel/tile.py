@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .entries import Entries, Lanes, Loaded
+from .entries import Entries, Lanes, Loaded, Refused
 from .scalarise import scalarised
 
 # Shared constants of up to so many bytes are read before the first step and kept in registers, of
@@ -119,8 +119,8 @@ def _where(lanes: Lanes, k: Array, i: int, row: Any, other: Any) -> Any:
 
 
 def _lanes(tile: int) -> Lanes:
-    def refusal(most: int) -> ValueError:
-        return ValueError(
+    def refusal(most: int) -> Refused:
+        return Refused(
             f"`engine=jaxdyn.Kernel` writes out a step number by number, and this one takes more "
             f"than {most} operations, too many to compile; take fewer units, a solver of fewer "
             "stages or a lower order, or leave `engine` out."

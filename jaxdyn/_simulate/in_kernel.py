@@ -18,6 +18,7 @@ from .rollout import Rollout
 from .scan import integrate, judged
 from .schedule import Rows
 from .tiles import tile_size
+from .undone_in_kernel import parts, serves, undone_in_kernel
 
 # Beyond so many units W does not fit into what a GPU's multiprocessor shares.
 MOST_UNITS = 128
@@ -75,7 +76,23 @@ def integrate_by_kernel(
             return integrate(rollout, rows, None, tile)[0]
         return integrate_reversibly(rollout, rows, total, adjoint, tile)[0]
 
-    solve = _derived(forward, plain) if adjoint is None else _derived_in_reverse(forward, plain)
+    def undone(rollout, rows, ys, ct):
+        whole, rows = eqx.combine((rollout, rows), static)
+        assert adjoint is not None
+        (gradient, *rest) = undone_in_kernel(whole, rows, ys, ct, adjoint.error, kernel)
+
+        def formed(rollout):
+            whole = eqx.combine(rollout, static[0])
+            (free, _), _, _ = parts(whole)
+            return free, whole.solver.start(whole.x0), whole.t0, whole.dt
+
+        return jax.vjp(formed, rollout)[1]((gradient, *rest))[0]
+
+    fits = adjoint is not None and adjoint.checkpoint_every is None and serves(batch, rows)
+    if adjoint is None:
+        solve = _derived(forward, plain)
+    else:
+        solve = _derived_in_reverse(forward, plain, undone if fits else None)
     ys = solve(*arrays)
     finite = jnp.all(jnp.isfinite(ys[:, -1]), axis=-1)
     outs = ys if given.fn is None else _saved(given, rows, ys)
@@ -95,15 +112,23 @@ def _derived(forward: Callable, plain: Callable) -> Callable:
     return solve
 
 
-def _derived_in_reverse(forward: Callable, plain: Callable) -> Callable:
-    """`forward` with the gradient of `plain`."""
+def _derived_in_reverse(forward: Callable, plain: Callable, undone: Callable | None) -> Callable:
+    """`forward` with the gradient by `undone`, or that of `plain` where a kernel cannot do it."""
+    from .._kernel.entries import Refused
+
     solve = jax.custom_vjp(forward)
 
     def kept(rollout, rows):
-        return forward(rollout, rows), (rollout, rows)
+        ys = forward(rollout, rows)
+        return ys, (rollout, rows, ys)
 
     def pulled(kept, ct):
-        rollout, rows = kept
+        rollout, rows, ys = kept
+        if undone is not None:
+            try:
+                return undone(rollout, rows, ys, ct), None
+            except Refused:
+                pass
         return *jax.vjp(lambda rollout: plain(rollout, rows), rollout)[1](ct), None
 
     solve.defvjp(kept, pulled)
@@ -137,11 +162,11 @@ def _pieces(solver: AbstractCellSolver, cell: Any, static: tuple) -> Any:
     from .._kernel.rows import CannotServe
 
     units = solver.pieces(cell)
-    if units is None:
-        return None
 
     def cut(constants, own):
         (cell, u), (own_cell, own_u) = constants, own
+        if units is None:
+            raise CannotServe("the steps of this solver for this cell")
         if any(jax.tree.leaves(own_cell)):
             raise CannotServe("a cell of each trajectory's own")
         cut, still = eqx.partition(solver.cut(eqx.combine(cell, static[0])), eqx.is_array)
@@ -153,7 +178,7 @@ def _pieces(solver: AbstractCellSolver, cell: Any, static: tuple) -> Any:
 
         return step, (cut, u), (jax.tree.map(lambda _: False, cut), own_u)
 
-    return Pieces(units, cut)
+    return Pieces(units or (slice(None),), cut)
 
 
 def _saved(given: Rollout, rows: Rows, ys: Float[Array, "b t n"]) -> PyTree:

@@ -38,9 +38,7 @@ def integrate_reversibly(
     formed = eqx.tree_at(lambda r: r.cell, given, given.solver.form(given.cell))
     every = adjoint.checkpoint_every
     every = None if every is None else min(every, max(1, total))
-    error = adjoint.error
-    if error is None:
-        error = 1e-6 if given.x0.dtype == jnp.float64 else 1e-2
+    error = allowed_error(adjoint.error, given.x0.dtype)
 
     def solve(state, part, _):
         rollout = _without_closures(laid_out(part))
@@ -50,6 +48,13 @@ def integrate_reversibly(
 
     _, saved = in_tiles(solve, None, formed, tile)
     return judged(given, *saved)
+
+
+def allowed_error(error: float | None, dtype: Any) -> float:
+    """How far off states may come back, in the precision of `dtype`."""
+    if error is not None:
+        return error
+    return 1e-6 if dtype == jnp.float64 else 1e-2
 
 
 def reversal_interval(
@@ -227,7 +232,7 @@ def _backward(residuals, cotangent, perturbed, rollout: Rollout, rows: Rows, eve
     carry = (x1, jnp.zeros_like(x1), nothing, jnp.zeros(x1.shape[1], x1.dtype))
     (x, l, gradient, worst), _ = jax.lax.scan(row, carry, xs, reverse=True)
     gradient = eqx.tree_at(lambda g: g.x0, gradient, l if perturbed.x0 else None, is_leaf=_none)
-    return gradient, jnp.maximum(worst, _distance(x, rollout.x0))
+    return gradient, jnp.maximum(worst, distance(x, rollout.x0))
 
 
 def _step(rollout: Rollout, k: Array) -> Step:
@@ -242,7 +247,7 @@ def _restored(kept: Array | None, every: int | None, k: Array, x: Array, worst: 
 
     def restore(x, worst):
         known = kept[k // every]
-        return known, jnp.maximum(worst, _distance(x, known))
+        return known, jnp.maximum(worst, distance(x, known))
 
     return jax.lax.cond(k % every == 0, restore, lambda *carry: carry, x, worst)
 
@@ -259,7 +264,8 @@ def _sum(a, b):
     return jax.tree.map(jnp.add, a, b)
 
 
-def _distance(x: Float[Array, "n b"], known: Float[Array, "n b"]) -> Float[Array, " b"]:
+def distance(x: Float[Array, "n b"], known: Float[Array, "n b"]) -> Float[Array, " b"]:
+    """How far off states are, in units of their size or 1."""
     return jnp.max(jnp.abs(x - known), axis=0) / (1 + jnp.max(jnp.abs(known), axis=0))
 
 

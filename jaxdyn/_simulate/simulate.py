@@ -67,8 +67,8 @@ def simulate(
     **Arguments:**
 
     - `cell`: a PoissonCell or AntisymmetricCell of n units, or any function (t, x, args) that
-      returns x' (n,), for [`jaxdyn.RK4`][] and diffrax's solvers. Of a function that closes over
-      arrays every new one compiles anew; an `eqx.Module` with array fields does not.
+      returns x' (n,), for [`jaxdyn.RK4`][] and diffrax's solvers. Every new function object
+      compiles anew; an `eqx.Module` with array fields does not.
     - `x0`: initial states, (n,) or (b, n). Its dtype (float32 or float64) is the precision of the
       whole solve, to which the cell is cast. Integers are taken as the default float type.
     - `t1`: end time, in model time units. Before `t0` integrates backwards. With `t1 == t0` the
@@ -81,8 +81,9 @@ def simulate(
     - `args`: the input u of a driven cell: (m,), a callable u(t) or a diffrax path, shared by all
       trajectories; or one each: (b, m), a callable or path that evaluates to (b, m), or a stack of
       paths as `eqx.filter_vmap` makes them. A new Python function compiles anew; an `eqx.Module`
-      with array fields does not. To a `cell` that is a function they are handed as they are, with
-      floats in the precision of `x0`; for parameters of each trajectory's own, `jax.vmap`.
+      with array fields does not. To a `cell` that is a function they are handed as they are, the
+      same for all trajectories (`jax.vmap` gives each its own), with floats in the precision of
+      `x0`; new integers, and all else that is no array, compile anew.
     - `solver`: one of ours or any diffrax solver (implicit ones solve their stages to 1e-9 at fixed
       steps, 1e-5 in float32). Default: [`jaxdyn.Strang`][], the cheapest of
       ours per step and free of energy drift (benchmarks/ensemble.py); where the cell cannot be
