@@ -160,7 +160,7 @@ def test_a_matrix_of_their_own_is_not_taken_for_a_shared_one(field, tile, monkey
         solve(field, jd.RK4(), GIVEN["A"], jd.Kernel(tile, True))
 
 
-@pytest.mark.parametrize("n", [17, 33, 65])
+@pytest.mark.parametrize("n", [17, 65])
 def test_a_half_of_one_unit(n, by_products):
     cell = jd.PoissonCell(jd.DenseSkew.random(n, key=KEY), TANH)
     how = {"saveat": None, "t1": 0.2}
@@ -170,11 +170,11 @@ def test_a_half_of_one_unit(n, by_products):
 
 def test_gradients_and_maps_over_states(by_products):
     """The gradient is the plain solve's: here it has to arrive, through maps too."""
-    cell, x0 = CASES["Strang, driven and damped"][0], jr.normal(KEY, (2, 3, N))
+    cell, x0 = jd.PoissonCell(W, TANH, input_matrix=U), jr.normal(KEY, (2, 3, N))
 
     def loss(given, engine):
         cell, x0 = given
-        run = jax.vmap(lambda x: solve(cell, jd.RK4(), BIAS[:2], engine, x, saveat=None).ys)
+        run = jax.vmap(lambda x: solve(cell, jd.RK4(), BIAS[:2], engine, x, saveat=None, t1=0.2).ys)
         return jnp.sum(jnp.sin(run(x0)))
 
     got, want = (eqx.filter_value_and_grad(loss)((cell, x0), e) for e in (KERNEL, None))
@@ -189,7 +189,7 @@ def test_what_is_no_product_is_taken_apart():
 
     def run(engine):
         def one(cell, x, dt):
-            return jd.simulate(cell, x, dt=dt, n_steps=2, solver=jd.RK4(), engine=engine).ys
+            return jd.simulate(cell, x, dt=dt, n_steps=2, solver=jd.Taylor(2), engine=engine).ys
 
         return eqx.filter_vmap(one)(cells, x0, jnp.array([0.1, 0.2]))
 
