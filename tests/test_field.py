@@ -106,6 +106,20 @@ def test_precision_is_that_of_the_states():
     assert set(seen) == {(single, single, single, 2)}
 
 
+def test_numpy_arrays_and_what_else_args_may_hold():
+    class Table:
+        __hash__ = None
+
+    args = {"rate": np.ones(3), "names": ("a", "b"), "power": 2}
+    ys = solve(lambda t, x, a: -((a["rate"] * x) ** a["power"]), X0, args, t1=0.01).ys
+    want = solve(lambda t, x, a: -(x**2), X0, None, t1=0.01).ys
+    np.testing.assert_allclose(ys, want, rtol=1e-14)
+    with pytest.raises(TypeError, match=r"`args` may hold .* got a Table; make it an eqx.Module"):
+        solve(args=Table())
+    with pytest.raises(ValueError, match=r"got shape \(5, 3\); `args` are the same for all"):
+        solve(lambda t, x, a: a * x, args=X0)
+
+
 def test_another_number_is_no_other_program():
     calls = []
 

@@ -180,11 +180,31 @@ def test_steps_are_undone_in_kernels(name, monkeypatch):
     def by_the_scan(*_):
         raise AssertionError("the scan was run again")
 
-    for name in ("integrate", "integrate_reversibly"):
-        monkeypatch.setattr(in_kernel, name, by_the_scan)
+    for engine in ("integrate", "integrate_reversibly"):
+        monkeypatch.setattr(in_kernel, engine, by_the_scan)
     got = jax.tree.leaves(eqx.filter_grad(loss)(given, KERNEL, jd.ReversibleAdjoint()))
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-11)
+
+
+def test_undone_in_single_precision_under_maps_and_backwards():
+    """An input in another precision; a save at the start, and two at once."""
+    saveat = diffrax.SaveAt(ts=np.array([0.0, -0.2, -0.2, -0.4]))
+    x0, u = jr.normal(KEY, (5, 3), jnp.float32), jr.normal(KEY, (5, 1))
+
+    def loss(cell, x0, u, engine, adjoint):
+        how = {"saveat": saveat, "t1": -0.4, "adjoint": adjoint}
+        return jnp.sum(jnp.sin(solve(cell, jd.Strang(), u, engine, x0, **how).ys))
+
+    def gradients(*how):
+        grad = eqx.filter_grad(lambda given: loss(*given, *how))
+        return jax.tree.leaves(eqx.filter_vmap(lambda *given: grad(given))(CELLS, x0, u))
+
+    got, want = gradients(KERNEL, jd.ReversibleAdjoint()), gradients(None, None)
+    assert len(got) == len(want) == 5
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
 def test_what_comes_back_wrong_is_said():

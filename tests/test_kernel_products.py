@@ -89,6 +89,7 @@ FIELDS = {
     "not square": lambda t, x, a: -a["B"] @ jnp.tanh(a["B"].T @ x),
     "from the left": lambda t, x, a: x @ (a["A"] - a["A"].T + jnp.eye(N)),
     "chosen": lambda t, x, a: jnp.where(a["mask"], -x, jnp.where(x > 0, a["A"] @ x, 0)),
+    "of a column": lambda t, x, a: -x * (1 + jnp.eye(N, 1)[:, 0]),
     "normed": lambda t, x, a: -x / jnp.linalg.norm(x) * jnp.max(jnp.exp(-x)),
 }
 GIVEN = {
@@ -147,6 +148,7 @@ def test_fields_have_the_numbers_of_the_scan(name, by_products):
         lambda t, x, a: jnp.where(x[0] > 0, a, 2 * a) @ x,
         lambda t, x, a: (a * jnp.cos(x[0])) @ x,
         lambda t, x, a: jnp.full((N, N), x[0]) @ x,
+        lambda t, x, a: jnp.tensordot(x[0], a, 0) @ x,
         lambda t, x, a: jax.lax.fori_loop(0, 2, lambda _, b: b * x[0], a) @ x,
     ],
 )

@@ -1,6 +1,6 @@
 """torchdiffeq: batch in the state, no autograd; the state (b, n) or (n, b), whichever evaluates
-the field faster on the problem. On a GPU where torch finds one, the end states copied from there; else
-on as many threads as there are cores, or on one, which loses less beside other loads.
+the field faster on the problem. On a GPU where torch finds one, the end states copied from there;
+else on as many threads as there are cores, or on one, which loses less beside other loads.
 
 `rk4` is its fixed-step method of order 4 (the 3/8 rule); `dopri5` takes one step size for the
 batch, its error norm taken over all of it.

@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from .._types import Args, RealScalar
@@ -35,8 +36,10 @@ class FieldArgs(AbstractInputs):
         """Floats go into `dtype`, Python's too, because a new one would else compile anew."""
 
         def converted(leaf: Any) -> Any:
-            floating = eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)
-            return jnp.asarray(leaf, dtype) if floating or isinstance(leaf, float) else leaf
+            if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float):
+                return leaf
+            leaf = jnp.asarray(leaf)
+            return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
         self.args = jax.tree.map(converted, args)
 
@@ -55,8 +58,8 @@ def field_of(fn: Callable, x0: Float[Array, "..."], args: Args) -> VectorField:
     for leaf in jax.tree.leaves(eqx.filter(args, eqx.is_array, inverse=True)):
         if not isinstance(leaf, Hashable):
             raise TypeError(
-                f"`args` may hold arrays, numbers and what can be hashed, got {leaf!r}; make it an "
-                "eqx.Module."
+                "`args` may hold arrays, numbers and what can be hashed, got a "
+                f"{type(leaf).__name__}; make it an eqx.Module."
             )
     number, one = jnp.zeros((), x0.dtype), jax.ShapeDtypeStruct(x0.shape[-1:], x0.dtype)
     args = FieldArgs(args, x0.dtype).args

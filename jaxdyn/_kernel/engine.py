@@ -49,11 +49,11 @@ class Kernel(eqx.Module):
     rounding.
 
     With a [`jaxdyn.ReversibleAdjoint`][] kernels undo the steps too and sum their gradients up,
-    from each save to the one before, for as many numbers to differentiate by as fit into registers
-    beside the state (up to some 100: about 9 units with a dense W), with saves on the grid of
-    steps. All other gradients, in forward and reverse mode, are those of the plain solve, which is
-    run again for them without a kernel. What `saveat.fn` makes of a state is worked out after the
-    solve, from states which are all kept until then.
+    from each save to the one before: where state, cotangent, and all numbers that the cell and an
+    input have, fit into registers (up to 9 units with a dense W in float32, 6 in float64), and
+    every save is on the grid of steps. All other gradients, in forward and reverse mode, are those
+    of the plain solve, which is run again for them without a kernel. What `saveat.fn` makes of a
+    state is worked out after the solve, from states which are all kept until then.
 
     Speed on a GPU: not measured, hence never chosen by default. It is written in Pallas, through
     Triton, which JAX deprecates from 0.11.2 on; NVIDIA GPUs of compute capability 8.0 or higher.

@@ -6,7 +6,7 @@ where 1 is for what all trajectories share and K is the next power of two, 16 at
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -86,12 +86,8 @@ class Rows:
             whole = [np.broadcast_to(v, shape) for v, shape in zip(values, shapes, strict=True)]
             return [out.dtype.type(out.reshape(())) for out in folded(eqn, whole)]
         if name in _SIMPLE or name in REWRITTEN:
-            _check_sides(name, sizes, size)
-            if len(size) == 2:
-                pairs = zip(values, sizes, strict=True)
-                values = [matrix(v, size) if s else _shared(v) for v, s in pairs]
             fn: Any = REWRITTEN.get(name, eqn.primitive.bind)
-            return [fn(*_alike(values), **params)]
+            return [fn(*_together(name, values, sizes, size), **params)]
         if name in _MOVES and sizes[0] in ((), size):
             return values[:1]
         if name == "transpose":
@@ -105,7 +101,7 @@ class Rows:
             return [self._product(eqn, *values)]
         if name == "reduce_sum" or name in _EXTREMES:
             return [_reduced(eqn, values[0])]
-        if name == "iota" and not size:
+        if name == "iota" and params["shape"][params["dimension"]] == 1:
             return [np.dtype(params["dtype"]).type(0)]
         if name == "iota" and len(size) == 1:
             return [lax.broadcasted_iota(params["dtype"], (padded(*size), 1), 0)]
@@ -145,7 +141,10 @@ class Rows:
             lax.fori_loop(
                 jnp.int32(0),
                 jnp.int32(params["length"]),
-                lambda _, v: tuple(self._called(body, (*fixed, *v))),
+                lambda _, v: tuple(
+                    _spread(out, np.shape(old))
+                    for out, old in zip(self._called(body, (*fixed, *v)), v, strict=True)
+                ),
                 tuple(first),
             )
         )
@@ -158,8 +157,8 @@ class Rows:
         dtype = eqn.outvars[0].aval.dtype
         left, right = (self._as(v, dtype) for v in (left, right))
         if math.prod(a.shape[i] for i in summed) == 1:
-            _check_sides("dot_general", map(_sides_of, eqn.invars), _sides_of(eqn.outvars[0]))
-            return jnp.multiply(*_alike([left, right]))
+            size, sizes = _sides_of(eqn.outvars[0]), [_sides_of(atom) for atom in eqn.invars]
+            return jnp.multiply(*_together("dot_general", [left, right], sizes, size))
         if len(sides(a.shape)) < len(sides(b.shape)):
             a, left, summed, b, right = b, right, others, a, left
         if len(sides(b.shape)) != 1:
@@ -215,10 +214,14 @@ def _sides_of(atom: Any) -> tuple[int, ...]:
     return sides(np.shape(atom.val) if isinstance(atom, Literal) else atom.aval.shape)
 
 
-def _check_sides(name: str, sizes: Iterable[tuple[int, ...]], size: tuple[int, ...]) -> None:
-    """Refuses what goes with each other along other axes than those of the result."""
+def _together(name: str, values: Sequence[Any], sizes: Sequence[tuple], size: tuple) -> list[Any]:
+    """`values` of these sides in one shape, for an elementwise result of sides `size`."""
     if any(other not in ((), size) for other in sizes):
         raise CannotServe(f"`{name}` of rows and columns")
+    if len(size) == 2:
+        pairs = zip(values, sizes, strict=True)
+        values = [matrix(v, size) if s else _shared(v) for v, s in pairs]
+    return _alike(values)
 
 
 def _shared(value: Any) -> Any:

@@ -120,7 +120,7 @@ def _derived_in_reverse(forward: Callable, plain: Callable, undone: Callable | N
 
     def kept(rollout, rows):
         ys = forward(rollout, rows)
-        return ys, (rollout, rows, ys)
+        return ys, (rollout, rows, None if undone is None else ys)
 
     def pulled(kept, ct):
         rollout, rows, ys = kept

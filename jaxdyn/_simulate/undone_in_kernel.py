@@ -6,14 +6,15 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from .._cell import is_constant_input
 from .._kernel import Kernel
 from .reversible import MISSED, allowed_error, distance
 from .rollout import Rollout
 from .schedule import Rows
 
-# Numbers that a trajectory carries along while its steps are undone: the state, its cotangent and
-# the gradient of everything else, in the 255 registers that a thread has.
-MOST_CARRIED = 112
+# Bytes that a trajectory carries along while its steps are undone: the state, its cotangent and the
+# gradient of everything else. A thread has 255 registers of four bytes; a step needs some too.
+MOST_CARRIED = 448
 
 
 def serves(rollout: Rollout, rows: Rows) -> bool:
@@ -24,7 +25,10 @@ def serves(rollout: Rollout, rows: Rows) -> bool:
     size = sum(v.size for v in jax.tree.leaves(eqx.filter(cell, eqx.is_inexact_array)))
     own = sum(v.size for v in jax.tree.leaves(eqx.filter(u, eqx.is_inexact_array)))
     own = own // rollout.x0.shape[0] if apart else own
-    return not rows.sided and 2 * n + size + own + 2 <= MOST_CARRIED
+    carried = (2 * n + size + own + 2) * rollout.x0.dtype.itemsize
+    # On a grid the input has to be seen at the very times of the way there.
+    exact = getattr(rollout.solver, "grid", None) is not None and not is_constant_input(u)
+    return not rows.sided and not exact and carried <= MOST_CARRIED
 
 
 def undone_in_kernel(
@@ -48,11 +52,13 @@ def undone_in_kernel(
 
     solver, n, batch = rollout.solver, rollout.x0.shape[-1], rollout.x0.shape[0]
     (free, fixed), apart, static = parts(rollout)
-    shapes = (
-        jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), free[0]),
-        jax.tree.map(lambda v: jnp.zeros(v.shape[1:] if apart else v.shape, v.dtype), free[1]),
-    )
-    flat, unravel = ravel_pytree((*shapes, rollout.t0, rollout.dt))
+    dtype = rollout.x0.dtype
+
+    def in_precision(tree):
+        return jax.tree.map(lambda v: v.astype(dtype), tree)
+
+    one = free[0], jax.tree.map(lambda v: v[0], free[1]) if apart else free[1]
+    flat, unravel = ravel_pytree(in_precision((*one, rollout.t0, rollout.dt)))
 
     def advance(free, fixed, t, dt, x):
         cell, u = eqx.combine(free, fixed, static)
@@ -66,8 +72,8 @@ def undone_in_kernel(
         _, vjp = jax.vjp(lambda f, t, h, x: advance(f, fixed, t, h, x), free, t + dt, -dt, before)
         of_free, of_t, of_dt, l = vjp(l)
         # The time of step k is t0 + k dt.
-        k = (t0 - t - dt) / dt
-        change, _ = ravel_pytree((*of_free, of_t, of_dt + k * of_t))
+        k = jnp.round((t0 - t - dt) / jnp.where(dt == 0, 1, dt))
+        change, _ = ravel_pytree(in_precision((*of_free, of_t, of_dt + k * of_t)))
         return jnp.concatenate([before, l, gradient + change])
 
     end = (rows.start + rows.count)[rows.kept]
@@ -86,15 +92,17 @@ def undone_in_kernel(
         y = integrate_in_kernel(*given)[:, 0]
         return (y, jnp.maximum(worst, distance(y[:, :n].T, before.T))), None
 
-    zero = jnp.zeros((batch, 2 * n + flat.size), rollout.x0.dtype)
+    zero = jnp.zeros((batch, 2 * n + flat.size), dtype)
     by_save = (jnp.moveaxis(v, 1, 0) for v in (ys, known, ct))
     (y, worst), _ = jax.lax.scan(
-        segment, (zero, jnp.zeros(batch, zero.dtype)), (start, end, *by_save), reverse=True
+        segment, (zero, jnp.zeros(batch, dtype)), (start, end, *by_save), reverse=True
     )
     of_cell, of_u, of_t0, of_dt = jax.vmap(unravel)(y[:, 2 * n :])
     total = [jax.tree.map(lambda v: jnp.sum(v, axis=0), v) for v in (of_cell, of_u, of_t0, of_dt)]
-    out = (total[0], of_u if apart else total[1]), y[:, n : 2 * n], total[2], total[3]
-    bound = allowed_error(error, rollout.x0.dtype)
+    of_free = total[0], of_u if apart else total[1]
+    of_free = jax.tree.map(lambda v, like: v.astype(like.dtype), of_free, free)
+    out = of_free, y[:, n : 2 * n], total[2], total[3]
+    bound = allowed_error(error, dtype)
     lost = ~(worst <= bound) & jnp.all(jnp.isfinite(ys[:, -1]), axis=-1)
     return eqx.error_if(out, jnp.any(lost), MISSED)
 
