@@ -117,7 +117,7 @@ def test_numpy_arrays_and_what_else_args_may_hold():
     with pytest.raises(TypeError, match=r"`args` may hold .* got a Table; make it an eqx.Module"):
         solve(args=Table())
     with pytest.raises(ValueError, match=r"got shape \(5, 3\); `args` are the same for all"):
-        solve(lambda t, x, a: a * x, args=X0)
+        solve(lambda t, x, a: a * x[None], args=X0)
 
 
 def test_another_number_is_no_other_program():
