@@ -162,9 +162,8 @@ def test_a_matrix_of_their_own_is_not_taken_for_a_shared_one(field, tile, monkey
         solve(field, jd.RK4(), GIVEN["A"], jd.Kernel(tile, True))
 
 
-@pytest.mark.parametrize("n", [17, 65])
-def test_a_half_of_one_unit(n, by_products):
-    cell = jd.PoissonCell(jd.DenseSkew.random(n, key=KEY), TANH)
+def test_a_half_of_one_unit(by_products):
+    cell = jd.PoissonCell(jd.DenseSkew.random(65, key=KEY), TANH)
     how = {"saveat": None, "t1": 0.2}
     got, want = (solve(cell, jd.Strang(), engine=e, **how).ys for e in (KERNEL, None))
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-13)
@@ -248,10 +247,18 @@ if "platform" in inspect.signature(AbstractDevice).parameters:
 MESH = AbstractMesh((), (), abstract_device=AbstractDevice(**DEVICE))
 
 
-@pytest.mark.core
+OLDEST_TOO = {"RK4, shell", "Taylor(6), driven", "Strang, in two halves", "BlanesMoan4, bipartite"}
+
+
 @pytest.mark.parametrize(
     "name, dtype",
-    [*((name, jnp.float32) for name in CASES), ("RK4, driven and damped", jnp.float64)],
+    [
+        *(
+            pytest.param(name, jnp.float32, marks=[pytest.mark.core] * (name in OLDEST_TOO))
+            for name in CASES
+        ),
+        pytest.param("RK4, driven and damped", jnp.float64, marks=pytest.mark.core),
+    ],
 )
 def test_lowers_for_cuda(name, dtype, monkeypatch, by_products):
     monkeypatch.setattr(in_kernel, "check_device", lambda *_: None)
