@@ -55,6 +55,7 @@ def field_of(fn: Callable, x0: Float[Array, "..."], args: Args) -> VectorField:
 
     **Raises:** TypeError or ValueError when it is no function (t, x, args) that returns an x'.
     """
+    args = FieldArgs(args, x0.dtype).args
     for leaf in jax.tree.leaves(eqx.filter(args, eqx.is_array, inverse=True)):
         if not isinstance(leaf, Hashable):
             raise TypeError(
@@ -62,7 +63,6 @@ def field_of(fn: Callable, x0: Float[Array, "..."], args: Args) -> VectorField:
                 f"{type(leaf).__name__}; make it an eqx.Module."
             )
     number, one = jnp.zeros((), x0.dtype), jax.ShapeDtypeStruct(x0.shape[-1:], x0.dtype)
-    args = FieldArgs(args, x0.dtype).args
     try:
         inspect.signature(fn).bind(number, one, args)
     except (TypeError, ValueError) as e:
