@@ -1,5 +1,6 @@
 """Kernels that multiply blocks of matrices: the numbers of the scan, and programs for CUDA."""
 
+import functools
 import inspect
 import re
 
@@ -14,11 +15,12 @@ from jax.lax import DotAlgorithmPreset
 from jax.sharding import AbstractDevice, AbstractMesh
 
 import jaxdyn as jd
-from jaxdyn._kernel import launch
+from jaxdyn._kernel import blocks, launch, mapped
 from jaxdyn._kernel.blocks import multiplied_in_parts
 from jaxdyn._kernel.engine import PRECISIONS
 from jaxdyn._kernel.entries import Refused
-from jaxdyn._simulate import in_kernel
+from jaxdyn._kernel.rows import CannotServe
+from jaxdyn._simulate import in_kernel, undone_in_kernel
 
 KEY = jr.key(0)
 KERNEL = jd.Kernel(tile=16, interpret=True)
@@ -149,6 +151,12 @@ def test_fields_have_the_numbers_of_the_scan(name, by_products):
         lambda t, x, a: (a * jnp.cos(x[0])) @ x,
         lambda t, x, a: jnp.full((N, N), x[0]) @ x,
         lambda t, x, a: jnp.tensordot(x[0], a, 0) @ x,
+        lambda t, x, a: jnp.tensordot(x, x, 0) @ x,
+        lambda t, x, a: (jnp.tensordot(x, jnp.ones(N), 0) + a) @ x,
+        lambda t, x, a: jax.lax.fori_loop(0, 2, lambda _, b: jnp.tensordot(x, x, 0), a) @ x,
+        lambda t, x, a: (
+            jax.lax.fori_loop(0, 2, lambda _, b: -b, jnp.tensordot(x, jnp.ones(N), 0)) @ x
+        ),
         lambda t, x, a: jax.lax.fori_loop(0, 2, lambda _, b: b * x[0], a) @ x,
     ],
 )
@@ -160,6 +168,25 @@ def test_a_matrix_of_their_own_is_not_taken_for_a_shared_one(field, tile, monkey
     monkeypatch.setattr(launch, "_in_lanes", refuse)
     with pytest.raises(ValueError, match=r"Too long. By matrix .* a matrix of each trajectory's"):
         solve(field, jd.RK4(), GIVEN["A"], jd.Kernel(tile, True))
+
+
+def test_products_of_two_vectors_are_summed_over_all_trajectories():
+    x, A = jr.normal(KEY, (5, N)), jnp.eye(N, 7)
+
+    def total(change):
+        def step(A, t, dt, states, sums):
+            return states, (sums[0] + change(states[0], A),)
+
+        when = jnp.array([0]), jnp.array([3])
+        like, times = jax.ShapeDtypeStruct((N, 7), x.dtype), jnp.array([0.0, 0.1])
+        states = [blocks.States(x, "constant")]
+        return blocks.run_in_blocks(step, A, False, when, states, [like], *times, KERNEL)[1][0]
+
+    got = total(lambda x, A: jnp.tensordot(x, x[:1] * jnp.ones(7), 0))
+    np.testing.assert_allclose(got[:, 6], 3 * x.T @ x[:, 0], rtol=0, atol=1e-13)
+    for change in (lambda x, A: A, lambda x, A: x[0] * jnp.tensordot(x, jnp.ones(7), 0)):
+        with pytest.raises(CannotServe, match="a matrix of each trajectory's own"):
+            total(change)
 
 
 def test_a_half_of_one_unit(by_products):
@@ -183,18 +210,172 @@ def test_gradients_and_maps_over_states(by_products):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
 
+@eqx.filter_vmap
+def cells_of(key):
+    return jd.PoissonCell(
+        jd.DenseSkew.random(N, key=key), TANH, input_matrix=jr.normal(key, (N, 2))
+    )
+
+
+CELLS, STEPS = cells_of(jr.split(KEY, 3)), jnp.array([0.1, 0.2])
+
+
+@pytest.mark.parametrize("most", [2, 65_535], ids=["in parts", "at once"])
+def test_cells_and_steps_of_members_and_maps_in_maps(most, by_products, monkeypatch):
+    """Each member has programs of its own, of all its trajectories, in two parts too."""
+    monkeypatch.setattr(mapped, "MOST_MEMBERS", most)
+    x0, u = jr.normal(KEY, (2, N)), jr.normal(KEY, (4, 2))
+
+    def run(cell, u, dt, engine):
+        return jd.simulate(cell, x0, dt=dt, n_steps=3, args=u, engine=engine).ys
+
+    def nested(engine):
+        fn = functools.partial(run, engine=engine)
+        for axes in [(None, 0, None), (eqx.if_array(0), None, None), (None, None, 0)]:
+            fn = eqx.filter_vmap(fn, in_axes=axes)
+        return fn(CELLS, u, STEPS)
+
+    got, want = nested(KERNEL), nested(None)
+    assert got.shape == (2, 3, 4, 2, 1, N)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-13)
+
+
 def test_what_is_no_product_is_taken_apart():
-    """Weights of each trajectory's own, and a step of its own."""
-    cells = eqx.filter_vmap(lambda w: jd.PoissonCell(jd.BlockSkew(w), TANH))(jr.normal(KEY, (2, 9)))
-    x0 = jr.normal(KEY, (2, 18))
+    """The steps of a form of the cell, of which no pieces are made."""
+    cell = jd.AntisymmetricCell(jd.BlockSkew(jr.normal(KEY, (9,))), TANH)
+    got, want = (solve(cell, jd.Strang(), engine=e, t1=0.2, saveat=None).ys for e in (KERNEL, None))
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-13)
 
-    def run(engine):
-        def one(cell, x, dt):
-            return jd.simulate(cell, x, dt=dt, n_steps=2, solver=jd.Taylor(2), engine=engine).ys
 
-        return eqx.filter_vmap(one)(cells, x0, jnp.array([0.1, 0.2]))
+class Steep(eqx.Module):
+    slope: jax.Array
 
-    np.testing.assert_allclose(run(KERNEL), run(None), rtol=0, atol=1e-13)
+    def __call__(self, x):
+        return jnp.tanh(self.slope * x)
+
+
+class Wave(eqx.Module):
+    frequency: jax.Array
+
+    def __call__(self, t):
+        return wave(self.frequency * t)
+
+
+UNDONE = {
+    "Strang, driven": (
+        jd.PoissonCell(
+            W, jd.FunctionActivation(Steep(jnp.asarray(1.3))), bias=BIAS, input_matrix=U
+        ),
+        jd.Strang(),
+        Wave(jnp.asarray(1.3)),
+    ),
+    "Strang, two halves of 16 and 4, in float32": (
+        jd.PoissonCell(jd.DenseSkew.random(N, key=KEY, dtype=jnp.float32), TANH),
+        jd.Strang(),
+        None,
+    ),
+    "BlanesMoan4, bipartite, inputs of their own": (
+        jd.PoissonCell(jd.BipartiteSkew.random(N, key=KEY), jd.AsymmetricTanh(1.2), input_matrix=U),
+        jd.BlanesMoan4(),
+        jr.normal(KEY, (5, 2)),
+    ),
+    "Strang, banded, one input": (
+        jd.PoissonCell(jd.BandedSkew.random(N, key=KEY, bandwidth=2), TANH, input_matrix=U[:, :1]),
+        jd.Strang(),
+        jnp.ones(1),
+    ),
+    "Strang, block": (
+        jd.PoissonCell(jd.BlockSkew.random(N, key=KEY), TANH, bias=BIAS),
+        jd.Strang(),
+        None,
+    ),
+    "Strang, grid": (
+        jd.PoissonCell(jd.BipartiteSkew.random(N, key=KEY), TANH),
+        jd.Strang(grid=2.0**-30),
+        None,
+    ),
+    "Strang, 10 units": (jd.PoissonCell(jd.DenseSkew.random(10, key=KEY), TANH), jd.Strang(), None),
+    "Taylor(6), driven": (jd.PoissonCell(W, TANH, input_matrix=U), jd.Taylor(6), wave),
+    "Taylor(6), antisymmetric": (
+        jd.AntisymmetricCell(W, TANH, bias=BIAS),
+        jd.Taylor(6),
+        None,
+    ),
+}
+
+
+@pytest.fixture
+def undone_by_products(monkeypatch):
+    """That no gradient is left to the scan."""
+
+    def by_the_scan(*_):
+        raise AssertionError("the scan was run again")
+
+    def check():
+        for engine in ("integrate", "integrate_reversibly"):
+            monkeypatch.setattr(in_kernel, engine, by_the_scan)
+        monkeypatch.setattr(undone_in_kernel, "MOST_CARRIED", 0)
+
+    return check
+
+
+@pytest.mark.parametrize("name", UNDONE)
+def test_steps_are_undone_by_products(name, undone_by_products):
+    """By the cell, the input, states and times, saved on the way."""
+    cell, solver, u = UNDONE[name]
+    dtype = cell.operator.dtype
+
+    def loss(given, engine, adjoint):
+        cell, x0, dt, t0, u = given
+        how = {"solver": solver, "args": u, "engine": engine, "dt": dt}
+        saveat = diffrax.SaveAt(steps=2)
+        ys = jd.simulate(cell, x0, t0=t0, n_steps=4, saveat=saveat, adjoint=adjoint, **how).ys
+        return jnp.sum(jnp.sin(ys))
+
+    x0, times = jr.normal(KEY, (5, cell.size), dtype), jnp.array([0.02, 0.3], dtype)
+    given = cell, x0, *times, u
+    want = eqx.filter_grad(loss)(given, None, None)
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(want[:2]))
+    undone_by_products()
+    got = eqx.filter_grad(loss)(given, KERNEL, jd.ReversibleAdjoint())
+    for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 if dtype == jnp.float64 else 1e-4)
+
+
+def test_members_are_undone_by_products(undone_by_products):
+    """Each with a gradient of its own."""
+    x0 = jr.normal(KEY, (2, N))
+
+    def loss(given, engine, adjoint):
+        cell, u = given
+        how = {"dt": 0.1, "n_steps": 2, "args": u, "solver": jd.Strang(), "adjoint": adjoint}
+        return jnp.sum(jnp.sin(jd.simulate(cell, x0, engine=engine, **how).ys))
+
+    def gradients(*how):
+        grad = eqx.filter_grad(lambda given: loss(given, *how))
+        return jax.tree.leaves(eqx.filter_vmap(lambda *given: grad(given))(CELLS, U[:3]))
+
+    want = gradients(None, None)
+    undone_by_products()
+    for a, b in zip(gradients(KERNEL, jd.ReversibleAdjoint()), want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("what", ["too large", "a step"])
+def test_what_products_cannot_undo_is_by_the_scan(what, monkeypatch):
+    solver, cell = jd.Strang(), jd.PoissonCell(W, TANH)
+    if what == "too large":
+        monkeypatch.setattr(undone_in_kernel, "MOST_SUMMED", 100)
+    else:
+        cell = jd.AntisymmetricCell(jd.BlockSkew(jnp.ones(9)), TANH)
+
+    def loss(x0, engine):
+        how = {"saveat": None, "t1": 0.3, "adjoint": jd.ReversibleAdjoint()}
+        return jnp.sum(jnp.sin(solve(cell, solver, None, engine, x0, **how).ys))
+
+    x0 = jr.normal(KEY, (2, cell.size))
+    got, want = (jax.grad(loss)(x0, engine) for engine in (KERNEL, None))
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
 
 
 def test_what_is_no_product_and_too_large_is_refused():
@@ -247,6 +428,14 @@ if "platform" in inspect.signature(AbstractDevice).parameters:
 MESH = AbstractMesh((), (), abstract_device=AbstractDevice(**DEVICE))
 
 
+# All that Triton takes.
+POWERS = {1, 2, 4, 8}
+
+
+def warps_of(text):
+    return map(int, re.findall(r"num_warps = (\d+)", text))
+
+
 OLDEST_TOO = {"RK4, shell", "Taylor(6), driven", "Strang, in two halves", "BlanesMoan4, bipartite"}
 
 
@@ -273,6 +462,33 @@ def test_lowers_for_cuda(name, dtype, monkeypatch, by_products):
         text = jax.jit(run).trace(x0).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("__gpu$xla.gpu.triton") == 1
     assert "grid_x = 10" in text
+    assert set(warps_of(text)) <= POWERS
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("n", [20, 100])
+def test_undoing_lowers_for_cuda(n, monkeypatch, by_products):
+    """For members with a cell each."""
+    monkeypatch.setattr(in_kernel, "check_device", lambda *_: None)
+    # Errors at run time are calls of this machine's Python.
+    monkeypatch.setattr(eqx, "error_if", lambda x, *_: x)
+    operator = jd.BandedSkew if n == 100 else jd.DenseSkew
+    cell = jd.PoissonCell(operator.random(n, key=KEY), TANH, bias=jnp.ones(n))
+    cells, static = eqx.partition(cell, eqx.is_array)
+    cells = jax.tree.map(lambda v: jnp.stack([v, v]).astype(jnp.float32), cells)
+    x0 = jax.ShapeDtypeStruct((300, n), jnp.float32)
+
+    def loss(cell, x0):
+        how = {"throw": False, "saveat": None, "t1": 0.5, "adjoint": jd.ReversibleAdjoint()}
+        ys = solve(eqx.combine(cell, static), jd.Strang(), None, jd.Kernel(), x0, **how).ys
+        return jnp.sum(ys**2)
+
+    run = jax.jit(jax.vmap(jax.grad(loss), in_axes=(0, None)))
+    with jax.sharding.use_abstract_mesh(MESH):
+        text = run.trace(cells, x0).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__gpu$xla.gpu.triton") == 2
+    assert "grid_y = 2" in text
+    assert set(warps_of(text)) <= POWERS
 
 
 def test_the_precision_asked_for_is_that_of_the_program(monkeypatch):

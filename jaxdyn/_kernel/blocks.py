@@ -10,11 +10,12 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from .._types import is_traced
 from .engine import PRECISIONS, Kernel
 from .entries import Loaded, as_numbers
+from .mapped import by_members
 from .rows import CannotServe, Rows, block, padded, sides
 
 # Shared constants of up to so many bytes are read before the first step; more where they are used.
@@ -51,6 +52,14 @@ class _Constant(NamedTuple):
         return jax.ShapeDtypeStruct(shape, self.array.dtype)
 
 
+class States(NamedTuple):
+    """What a step changes of each trajectory: numbers or vectors."""
+
+    array: Shaped[Array, "b ..."]
+    fill: str
+    """How `jnp.pad` fills it up to whole tiles: "edge", or "constant" for 0."""
+
+
 def integrate_in_blocks(
     pieces: Pieces,
     constants: PyTree,
@@ -67,18 +76,51 @@ def integrate_in_blocks(
     vectors with a matrix that all trajectories share.
     """
     step, constants, own = pieces.cut(constants, own)
+
+    def advance(constants, t, dt, xs, sums):
+        return step(constants, t, dt, xs), sums
+
+    states = [States(x0[:, c], "edge") for c in pieces.units]
+    ys, _ = run_in_blocks(advance, constants, own, when, states, [], t0, dt, kernel)
+    out = jnp.zeros((*ys[0].shape[:2], x0.shape[1]), x0.dtype)
+    for c, y in zip(pieces.units, ys, strict=True):
+        out = out.at[:, :, c].set(y)
+    return out
+
+
+def run_in_blocks(
+    step: Callable,
+    constants: PyTree,
+    own: PyTree,
+    when: Sequence[Array],
+    states: Sequence[States],
+    sums: Sequence[jax.ShapeDtypeStruct],
+    t0: Array,
+    dt: Array,
+    kernel: Kernel,
+) -> tuple[list[Array], list[Array]]:
+    """The states (b, t, ...) at the saves, and the `sums`, matrices, at the last.
+
+    `step(constants, t, dt, states, sums)` are both after a step of one trajectory. It may add to
+    `sums` products of two vectors, u v^T; what comes back is 0 and all that was added for all
+    trajectories.
+
+    **Raises:** CannotServe, as [`integrate_in_blocks`][].
+    """
     leaves, structure = jax.tree.flatten(constants)
     leaves, restored = as_numbers(leaves)
     flags = [*jax.tree.leaves(own)]
-    (batch, n), tile = x0.shape, kernel.columns()
-    lengths = [len(np.arange(n)[c]) for c in pieces.units]
+    batch = states[0].array.shape[0]
+    tile = kernel.columns(batch, undone=bool(sums))
+    shapes = [v.array.shape[1:] for v in states]
 
-    def flat(t, dt, xs, *leaves):
-        return step(jax.tree.unflatten(structure, restored(leaves)), t, dt, xs)
+    def flat(t, dt, xs, totals, *leaves):
+        return step(jax.tree.unflatten(structure, restored(leaves)), t, dt, xs, totals)
 
     program = jax.make_jaxpr(flat)(
         *(jax.ShapeDtypeStruct((), v.dtype) for v in (t0, dt)),
-        tuple(jax.ShapeDtypeStruct((k,), x0.dtype) for k in lengths),
+        tuple(jax.ShapeDtypeStruct(v.array.shape[1:], v.array.dtype) for v in states),
+        tuple(sums),
         *(
             jax.ShapeDtypeStruct(v.shape[1:] if apart else v.shape, v.dtype)
             for v, apart in zip(leaves, flags, strict=True)
@@ -90,35 +132,53 @@ def integrate_in_blocks(
     given = [_Constant(v.reshape(1), False) for v in (t0, dt)]
     for v, apart in zip(arrays, flags, strict=True):
         given.append(_stored(jnp.asarray(v), apart, tile))
-    states = [_across(x0[:, c], tile) for c in pieces.units]
-    advance = _Advance(program.jaxpr, lengths, kernel)
+    first = [_across(v.array, tile, v.fill) for v in states]
+    advance = _Advance(program.jaxpr, shapes, kernel)
+    totals = [jax.ShapeDtypeStruct(tuple(map(padded, sides(v.shape))), v.dtype) for v in sums]
     # Here an operation that cannot be served can still be answered by other means.
     jax.eval_shape(
         lambda given, k, xs: advance(given, k, None, xs),
         [constant.seen(tile) for constant in given],
         jax.ShapeDtypeStruct((), np.int32),
-        [jax.ShapeDtypeStruct((v.shape[0], tile), v.dtype) for v in states],
+        [*(jax.ShapeDtypeStruct((v.shape[0], tile), v.dtype) for v in first), *totals],
     )
     when = [v.astype(np.int32) if v.dtype.kind == "i" else v for v in map(jnp.asarray, when)]
-    saved, columns = when[0].shape[0], states[0].shape[1]
+    saved, columns = when[0].shape[0], first[0].shape[1]
     specs = [_all_of(v) for v in when] + [constant.spec(tile) for constant in given]
-    area = tile * max(v.shape[0] for v in states)
-    ys = pl.pallas_call(
-        lambda *refs: _run_tile(advance, len(when), given, len(states), refs),
+    area = tile * max(v.shape[0] for v in first) + sum(v.size for v in totals)
+    run = pl.pallas_call(
+        lambda *refs: _run_tile(advance, len(when), given, len(first), totals, refs),
         grid=(columns // tile,),
-        in_specs=specs + [_columns_of(v, tile) for v in states],
-        out_specs=[pl.BlockSpec((saved, len(v), tile), lambda i: (0, 0, i)) for v in states],
-        out_shape=[jax.ShapeDtypeStruct((saved, *v.shape), v.dtype) for v in states],
-        compiler_params=triton.CompilerParams(
-            num_warps=min(8, max(1, area // AREA_OF_A_WARP)), num_stages=1
-        ),
+        in_specs=specs + [_columns_of(v, tile) for v in first],
+        out_specs=[
+            *(pl.BlockSpec((saved, len(v), tile), lambda i: (0, 0, i)) for v in first),
+            *(pl.BlockSpec((1, *v.shape), lambda i: (i, 0, 0)) for v in totals),
+        ],
+        out_shape=[
+            *(jax.ShapeDtypeStruct((saved, *v.shape), v.dtype) for v in first),
+            *(jax.ShapeDtypeStruct((columns // tile, *v.shape), v.dtype) for v in totals),
+        ],
+        compiler_params=triton.CompilerParams(num_warps=_warps(area), num_stages=1),
         interpret=kernel.interpret,
         name="jaxdyn_steps",
-    )(*when, *(constant.array for constant in given), *states)
-    out = jnp.zeros((batch, saved, n), x0.dtype)
-    for c, k, y in zip(pieces.units, lengths, ys, strict=True):
-        out = out.at[:, :, c].set(jnp.moveaxis(y[:, :k, :batch], -1, 0))
-    return out
+    )
+    outs = by_members(run)(*when, *(constant.array for constant in given), *first)
+    ys, totals = outs[: len(first)], outs[len(first) :]
+    ys = [
+        jnp.moveaxis(y[:, : math.prod(shape), :batch], -1, 0).reshape(batch, saved, *shape)
+        for shape, y in zip(shapes, ys, strict=True)
+    ]
+    return ys, [_cut(jnp.sum(v, axis=0), like.shape) for v, like in zip(totals, sums, strict=True)]
+
+
+def _warps(area: int) -> int:
+    """A power of two."""
+    return min(8, 1 << max(0, (area // AREA_OF_A_WARP).bit_length() - 1))
+
+
+def _cut(total: Array, shape: tuple[int, ...]) -> Array:
+    rows, columns = sides(shape)
+    return total[:rows, :columns].reshape(shape)
 
 
 def _all_of(v: Array) -> pl.BlockSpec:
@@ -129,10 +189,10 @@ def _columns_of(v: Array, tile: int) -> pl.BlockSpec:
     return pl.BlockSpec((v.shape[0], tile), lambda i: (0, i))
 
 
-def _across(v: Float[Array, "b k"], tile: int) -> Float[Array, "K B"]:
+def _across(v: Shaped[Array, "b ..."], tile: int, fill: Any = "edge") -> Shaped[Array, "K B"]:
     """One column for each trajectory, filled up to whole blocks and tiles."""
-    batch, k = v.shape
-    v = jnp.pad(v, ((0, -batch % tile), (0, 0)), mode="edge")
+    batch, k = v.shape[0], math.prod(v.shape[1:])
+    v = jnp.pad(v.reshape(batch, k), ((0, -batch % tile), (0, 0)), mode=fill)
     return jnp.pad(v, ((0, 0), (0, 0 if k == 1 else padded(k) - k))).T
 
 
@@ -141,7 +201,7 @@ def _stored(v: Array, apart: bool, tile: int) -> _Constant:
     if 0 in shape or len(shape) > (1 if apart else 2):
         raise CannotServe("weights of each trajectory's own" if apart else f"an array {v.shape}")
     if apart:
-        return _Constant(_across(v.reshape(v.shape[0], math.prod(shape)), tile), True)
+        return _Constant(_across(v, tile), True)
     v = v.reshape(shape or (1,))
     v = jnp.pad(v, [(0, padded(k) - k) for k in shape] or [(0, 0)])
     return _Constant(v[:, None] if len(shape) == 1 else v, False)
@@ -150,8 +210,8 @@ def _stored(v: Array, apart: bool, tile: int) -> _Constant:
 class _Advance:
     """A step of a whole tile."""
 
-    def __init__(self, jaxpr: Any, lengths: Sequence[int], kernel: Kernel):
-        self.jaxpr, self.lengths = jaxpr, lengths
+    def __init__(self, jaxpr: Any, shapes: Sequence[tuple], kernel: Kernel):
+        self.jaxpr, self.shapes = jaxpr, shapes
         self.rows = Rows(_product(kernel))
 
     def __call__(self, given: Sequence[Any], k: Any, h: Any, xs: Sequence[Any]) -> tuple:
@@ -160,11 +220,12 @@ class _Advance:
         consts = len(self.jaxpr.constvars)
         t = t0 + k.astype(dt.dtype) * dt
         operands = [t, dt if h is None else h * dt, *xs, *rest[consts:]]
-        outs = self.rows.start(self.jaxpr, rest[:consts], operands)
-        return tuple(
-            jnp.broadcast_to(out if length == 1 else block(out, length), x.shape).astype(x.dtype)
-            for out, length, x in zip(outs, self.lengths, xs, strict=True)
-        )
+        outs = self.rows.start(self.jaxpr, rest[:consts], operands, xs[len(self.shapes) :])
+        moved = [
+            jnp.broadcast_to(block(out, *size) if size else out, x.shape).astype(x.dtype)
+            for out, size, x in zip(outs, map(sides, self.shapes), xs, strict=False)
+        ]
+        return *moved, *outs[len(moved) :]
 
 
 def _product(kernel: Kernel) -> Callable[[Array, Array], Array]:
@@ -204,14 +265,20 @@ def multiplied_in_parts(
 
 
 def _run_tile(
-    advance: _Advance, first: int, given: Sequence[_Constant], pieces: int, refs: Sequence[Any]
+    advance: _Advance,
+    first: int,
+    given: Sequence[_Constant],
+    pieces: int,
+    totals: Sequence[jax.ShapeDtypeStruct],
+    refs: Sequence[Any],
 ) -> None:
     """The loop over saves, in which the loop over steps.
 
-    `refs`: `first` of when to save, the constants, the first states and what is saved.
+    `refs`: `first` of when to save, the constants, the first states, what is saved, and the totals.
     """
-    when, places = refs[:first], refs[first : first + len(given)]
-    x_refs, y_refs = refs[first + len(given) : -pieces], refs[-pieces:]
+    when, refs = refs[:first], refs[first:]
+    places, refs = refs[: len(given)], refs[len(given) :]
+    x_refs, y_refs, total_refs = refs[:pieces], refs[pieces : 2 * pieces], refs[2 * pieces :]
     held = sum(ref.size * ref.dtype.itemsize for ref in places) <= MOST_HELD
     values = [
         Loaded(lambda ref=ref: ref[...])
@@ -233,9 +300,11 @@ def _run_tile(
             moved = advance(values, start + count, side, xs)
             off = side != jnp.zeros((), side.dtype)
             out = tuple(jnp.where(off, a, b) for a, b in zip(moved, xs, strict=True))
-        for ref, x in zip(y_refs, out, strict=True):
+        for ref, x in zip(y_refs, out, strict=False):
             ref[s, :, :] = x
         return xs
 
-    first_states = tuple(ref[...] for ref in x_refs)
-    lax.fori_loop(jnp.int32(0), jnp.int32(y_refs[0].shape[0]), save, first_states)
+    state = *(ref[...] for ref in x_refs), *(jnp.zeros(v.shape, v.dtype) for v in totals)
+    state = lax.fori_loop(jnp.int32(0), jnp.int32(y_refs[0].shape[0]), save, state)
+    for ref, total in zip(total_refs, state[pieces:], strict=True):
+        ref[0, :, :] = total

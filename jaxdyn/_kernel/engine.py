@@ -39,19 +39,20 @@ class Kernel(eqx.Module):
 
     Up to 16 units the step of one trajectory is taken apart into operations on single numbers, each
     done for a tile of trajectories at once, one per thread. From 17 to 128 units W x is a product
-    of matrices, W and a tile: for a cell that all trajectories share, with units which all kick
-    each other in two halves. What that cannot serve is taken apart too, up to 64 units and 10,000
-    operations a step; under `jax.vmap` over cells, where every trajectory has weights of its own,
-    always. (The first call of a program of thousands of operations can take minutes.)
+    of matrices, W and a tile, with units which all kick each other in two halves. Under `jax.vmap`
+    over cells, each has tiles of its own, of 16 trajectories or more: one for each cell leaves most
+    of them empty. What products cannot serve is taken apart too, up to 64 units and 10,000
+    operations a step. (The first call of a program of thousands of operations can take minutes.)
 
     Sums are in the precision of x0, and products too unless `precision` says otherwise. The
     functions are those of CUDA's libdevice, so that results differ from the plain solve by
     rounding.
 
     With a [`jaxdyn.ReversibleAdjoint`][] kernels undo the steps too and sum their gradients up,
-    from each save to the one before: where state, cotangent, and all numbers that the cell and an
-    input have, fit into registers (up to 9 units with a dense W in float32, 6 in float64), and
-    every save is on the grid of steps. All other gradients, in forward and reverse mode, are those
+    from each save to the one before, if every save is on the grid of steps. Where state, cotangent,
+    and all numbers that the cell and an input have, fit into a thread's registers (up to 9 units
+    with a dense W in float32, 6 in float64), it does that; else products of matrices do, up to 128
+    units in float32 and 90 in float64. All other gradients, in forward and reverse mode, are those
     of the plain solve, which is run again for them without a kernel. What `saveat.fn` makes of a
     state is worked out after the solve, from states which are all kept until then.
 
@@ -61,7 +62,8 @@ class Kernel(eqx.Module):
     **Arguments:**
 
     - `tile`: trajectories per program, a power of two up to 1024; None takes 128, or as many as
-      hold the batch, and 32 for products of matrices, which take at least 16.
+      hold the batch, and for products of matrices, which take at least 16, these for a small batch
+      or a gradient and else 32.
     - `precision`: of the products of matrices, for x0 in float32, as a
       `jax.lax.DotAlgorithmPreset`. None is `BF16_BF16_F32_X9`: each factor goes exactly into three
       parts of 8 bits, and of the products of parts, on tensor cores, all are summed in float32 but
@@ -119,9 +121,12 @@ class Kernel(eqx.Module):
         """The precision of products of matrices in float32."""
         return next(iter(PRECISIONS)) if self.precision is None else self.precision
 
-    def columns(self) -> int:
-        """The tile where products of matrices are taken."""
-        return DEFAULT_COLUMNS if self.tile is None else max(self.tile, LEAST_COLUMNS)
+    def columns(self, batch: int, undone: bool) -> int:
+        """The tile of a solve of `batch` trajectories with products of matrices, or of its undoing,
+        which takes more registers: with 32 the loops over single units spill some."""
+        if self.tile is not None:
+            return max(self.tile, LEAST_COLUMNS)
+        return LEAST_COLUMNS if undone or batch <= LEAST_COLUMNS else DEFAULT_COLUMNS
 
 
 def check_device(kernel: Kernel, x0: Any) -> None:

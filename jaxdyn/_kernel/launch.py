@@ -5,6 +5,7 @@ the kernel there are only scalars, vectors over the tile, elementwise functions,
 as carry, and loads and stores of one row.
 """
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from .._types import is_traced
 from .blocks import Pieces, integrate_in_blocks
 from .engine import Kernel
 from .entries import Refused, as_numbers
+from .mapped import by_members, in_one_batch
 from .rows import CannotServe
 from .tile import Place, run_tile
 
@@ -76,64 +78,86 @@ def integrate_in_kernel(
     def flat(t: Array, dt: Array, x: Array, *leaves: Array) -> Array:
         return step(jax.tree.unflatten(structure, restored(leaves)), t, dt, x)
 
-    def solve(own, when, x0, rest):
-        if pieces is None or x0.shape[1] <= MOST_LANES:
-            return _in_lanes(flat, own, when, x0, rest, kernel)
+    def products(own, when, x0, rest):
         t0, dt, *leaves = rest
+        assert pieces is not None
+        if any(own[:2]):
+            raise CannotServe("times of each trajectory's own")
+        of_all = jax.tree.unflatten(structure, restored(leaves))
+        flags = jax.tree.unflatten(structure, own[2:])
+        return integrate_in_blocks(pieces, of_all, flags, when, x0, t0, dt, kernel)
+
+    def lanes(own, when, x0, rest):
+        return _in_lanes(flat, own, when, x0, rest, kernel)
+
+    few = pieces is None or x0.shape[1] <= MOST_LANES
+    solve = lanes if few else _either(products, lanes, x0.shape[1])
+    run = _batched(solve, None if few else products, (False, False, *flags), saves.side is not None)
+    side = () if saves.side is None else (saves.side,)
+    return run(saves.start, saves.count, *side, x0, t0, dt, *leaves)
+
+
+def _either(products: Callable, lanes: Callable, n: int) -> Callable:
+    """A solve by products, or taken apart where those cannot serve."""
+
+    def solve(*given):
         try:
-            if any(own[:2]):
-                raise CannotServe("times of each trajectory's own")
-            of_all = jax.tree.unflatten(structure, restored(leaves))
-            flags = jax.tree.unflatten(structure, own[2:])
-            return integrate_in_blocks(pieces, of_all, flags, when, x0, t0, dt, kernel)
+            return products(*given)
         except CannotServe as reason:
-            if x0.shape[1] > MOST_TAKEN_APART:
+            if n > MOST_TAKEN_APART:
                 raise ValueError(
                     f"`engine=jaxdyn.Kernel` cannot carry out {reason} with matrix products, "
                     f"and takes up to {MOST_TAKEN_APART} units without; leave `engine` out."
                 ) from reason
             try:
-                return _in_lanes(flat, own, when, x0, rest, kernel)
+                return lanes(*given)
             except Refused as error:
                 why = f"{error} By matrix products it cannot carry out {reason}."
                 raise Refused(why) from reason
 
-    run = _batched(solve, (False, False, *flags), saves.side is not None)
-    side = () if saves.side is None else (saves.side,)
-    return run(saves.start, saves.count, *side, x0, t0, dt, *leaves)
+    return solve
 
 
-def _batched(solve: Callable, own: Sequence[bool], sided: bool) -> Callable:
-    """A solve as a function of (start, count[, side], x0, t0, dt, *leaves)."""
+def _batched(
+    solve: Callable, products: Callable | None, own: Sequence[bool], sided: bool
+) -> Callable:
+    """A solve as a function of (start, count[, side], x0, t0, dt, *leaves).
+
+    Mapped over, it is one of all trajectories by `products`, or by these one of each batch, or that
+    of all by `solve`.
+    """
     first = 2 + sided
+
+    def called(solve, own, arrays):
+        return solve(own, arrays[:first], arrays[first], arrays[first + 1 :])
 
     @custom_vmap
     def run(*arrays):
-        when, (x0, *rest) = arrays[:first], arrays[first:]
-        return solve(own, when, x0, rest)
+        return called(solve, own, arrays)
 
     @run.def_vmap
     def _(size, mapped, *arrays):
         if any(mapped[:first]):
             raise ValueError("`saveat` cannot be mapped over with `engine=jaxdyn.Kernel`.")
         batch = arrays[first].shape[1 if mapped[first] else 0]
-        out, flags = list(arrays[:first]), []
+        given, flags = list(arrays[:first]), []
         for v, is_mapped, is_own in zip(arrays[first:], mapped[first:], (True, *own), strict=True):
-            out.append(_in_one_batch(v, size, batch, is_mapped, is_own))
+            given.append(in_one_batch(v, size, batch, is_mapped, is_own))
             flags.append(is_mapped or is_own)
-        ys = _batched(solve, flags[1:], sided)(*out)
-        return ys.reshape(size, batch, *ys.shape[1:]), True
+
+        def as_one(solve):
+            ys = _batched(solve, products, flags[1:], sided)(*given)
+            return ys.reshape(size, batch, *ys.shape[1:]), True
+
+        if products is not None:
+            with contextlib.suppress(CannotServe):
+                return as_one(products)
+            axes = [0 if is_mapped else None for is_mapped in mapped]
+            with contextlib.suppress(CannotServe):
+                return jax.vmap(lambda *arrays: called(products, own, arrays), axes)(*arrays), True
+        return as_one(solve)
 
     return run
-
-
-def _in_one_batch(v: Array, size: int, batch: int, is_mapped: bool, is_own: bool) -> Array:
-    """What `size` batches have, mapped over or not, as the one batch of all trajectories has it."""
-    if not is_own:
-        return jnp.repeat(v, batch, axis=0) if is_mapped else v
-    if not is_mapped:
-        v = jnp.broadcast_to(v, (size, *v.shape))
-    return v.reshape(size * batch, *v.shape[2:])
 
 
 def _in_lanes(step, own, when, x0, rest, kernel: Kernel) -> Float[Array, "b t n"]:
@@ -168,7 +192,7 @@ def _in_lanes(step, own, when, x0, rest, kernel: Kernel) -> Float[Array, "b t n"
     ]
     saved = when[0].shape[0]
     body = functools.partial(run_tile, program, places, len(when), tile)
-    ys = pl.pallas_call(
+    run = pl.pallas_call(
         body,
         grid=((batch + padding) // tile,),
         in_specs=specs,
@@ -177,7 +201,8 @@ def _in_lanes(step, own, when, x0, rest, kernel: Kernel) -> Float[Array, "b t n"
         compiler_params=triton.CompilerParams(num_warps=kernel.warps(batch), num_stages=1),
         interpret=kernel.interpret,
         name="jaxdyn_steps",
-    )(*inputs)
+    )
+    ys = by_members(run)(*inputs)
     return jnp.moveaxis(ys[:, :, :batch], -1, 0)
 
 

@@ -2,7 +2,10 @@
 
 What has no axis longer than 1 is a number, () or (1, tile); a vector (k,) is (K, 1) or (K, tile),
 where 1 is for what all trajectories share and K is the next power of two, 16 at least; a matrix
-(k, l), always shared, is (K, L). Beyond k and l there may be anything, and 0 in constants.
+(k, l) is (K, L), and shared. Beyond k and l there may be anything, and 0 in constants.
+
+The product u v^T of two vectors of each trajectory's own is kept as the sum over the tile, which is
+all that a gradient needs of it: it can be added to other such sums, and to nothing else.
 """
 
 import math
@@ -25,6 +28,8 @@ LEAST = 16
 # Elementwise operations with rules of their own elsewhere.
 _SIMPLE = ELEMENTWISE | frozenset("add and mul or select_n sub convert_element_type".split())
 _MOVES = frozenset("broadcast_in_dim reshape squeeze".split())
+# What may be done to sums over the tile.
+_LINEAR = frozenset("add add_any neg select_n sub transpose".split())
 _EXTREMES = {"reduce_max": (jnp.max, -np.inf), "reduce_min": (jnp.min, np.inf)}
 
 
@@ -49,11 +54,21 @@ class Rows:
         self.multiply = multiply
         # Matrices that are known to be 0 beyond their sides; kept, for their ids to stay theirs.
         self.clean: dict[int, Any] = {}
+        # Those that are sums over the tile.
+        self.sums: dict[int, Any] = {}
 
-    def start(self, jaxpr: Any, consts: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
-        """What `jaxpr` makes of constants as they are stored, and of a state."""
+    def start(
+        self, jaxpr: Any, consts: Sequence[Any], operands: Sequence[Any], sums: Sequence[Any]
+    ) -> list[Any]:
+        """What `jaxpr` makes of constants as they are stored, and of a state, the last of whose
+        parts are `sums` over the tile."""
         self.clean = {id(v): v for v in (*consts, *operands)}
-        return self.run(jaxpr, consts, operands)
+        self.sums = {id(v): v for v in sums}
+        outs = self.run(jaxpr, consts, operands)
+        self._refuse_sums(outs[: len(outs) - len(sums)])
+        if any(id(v) not in self.sums for v in outs[len(outs) - len(sums) :]):
+            raise CannotServe("a gradient that is no sum of products of vectors")
+        return outs
 
     def run(self, jaxpr: Any, consts: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
         values: dict[Any, Any] = {}
@@ -81,11 +96,15 @@ class Rows:
         if name == "scan":
             return self._loop(params, values)
         size, sizes = sides(eqn.outvars[0].aval.shape), [_sides_of(atom) for atom in eqn.invars]
-        if values and not size and all(isinstance(value, np.generic) for value in values):
+        if any(id(value) in self.sums for value in values):
+            return [self._summed(eqn, values)]
+        elementwise = name in _SIMPLE or name in REWRITTEN
+        known = all(isinstance(value, np.generic) for value in values)
+        if values and known and (elementwise or not size):
             shapes = (atom.aval.shape for atom in eqn.invars)
             whole = [np.broadcast_to(v, shape) for v, shape in zip(values, shapes, strict=True)]
-            return [out.dtype.type(out.reshape(())) for out in folded(eqn, whole)]
-        if name in _SIMPLE or name in REWRITTEN:
+            return [out.dtype.type(out.ravel()[0]) for out in folded(eqn, whole)]
+        if elementwise:
             fn: Any = REWRITTEN.get(name, eqn.primitive.bind)
             return [fn(*_together(name, values, sizes, size), **params)]
         if name in _MOVES and sizes[0] in ((), size):
@@ -97,6 +116,8 @@ class Rows:
             return [_listed(values)]
         if name == "slice" and len(sizes[0]) == 1 and not size:
             return [_entry(values[0], *sizes[0], max(params["start_indices"]))]
+        if name == "unstack" and len(sizes[0]) == 1 and not size:
+            return [_entry(values[0], *sizes[0], i) for i in range(len(eqn.outvars))]
         if name == "dot_general":
             return [self._product(eqn, *values)]
         if name == "reduce_sum" or name in _EXTREMES:
@@ -125,6 +146,7 @@ class Rows:
         body = params["jaxpr"]
         if rows or len(body.jaxpr.outvars) != carried:
             raise CannotServe("a loop over the rows of an array")
+        self._refuse_sums(values)
         fixed, first = values[:consts], values[consts:]
         sizes = [sides(atom.aval.shape) for atom in body.jaxpr.outvars]
         first = [matrix(v, s) if len(s) == 2 else v for v, s in zip(first, sizes, strict=True)]
@@ -143,7 +165,9 @@ class Rows:
                 jnp.int32(params["length"]),
                 lambda _, v: tuple(
                     _spread(out, np.shape(old))
-                    for out, old in zip(self._called(body, (*fixed, *v)), v, strict=True)
+                    for out, old in zip(
+                        self._refuse_sums(self._called(body, (*fixed, *v))), v, strict=True
+                    )
                 ),
                 tuple(first),
             )
@@ -157,6 +181,8 @@ class Rows:
         dtype = eqn.outvars[0].aval.dtype
         left, right = (self._as(v, dtype) for v in (left, right))
         if math.prod(a.shape[i] for i in summed) == 1:
+            if len(sides(a.shape)) == len(sides(b.shape)) == 1:
+                return self._outer(block(left, *sides(a.shape)), block(right, *sides(b.shape)))
             size, sizes = _sides_of(eqn.outvars[0]), [_sides_of(atom) for atom in eqn.invars]
             return jnp.multiply(*_together("dot_general", [left, right], sizes, size))
         if len(sides(a.shape)) < len(sides(b.shape)):
@@ -175,6 +201,34 @@ class Rows:
         if right.shape[1] == 1:
             return jnp.sum(left * right.reshape(1, -1), axis=1, keepdims=True)
         return self.multiply(left, right)
+
+    def _outer(self, left: Any, right: Any) -> Any:
+        if left.shape[1] == right.shape[1] == 1:
+            return left * right.reshape(1, -1)
+        tile = max(left.shape[1], right.shape[1])
+        left, right = (_spread(v, (v.shape[0], tile)) for v in (left, right))
+        return self._noted(self.multiply(left, right.T))
+
+    def _summed(self, eqn: Any, values: list[Any]) -> Any:
+        """What a linear operation makes of sums over the tile."""
+        name = eqn.primitive.name
+        where, terms = (values[:1], values[1:]) if name == "select_n" else ([], values)
+        if name in ("add", "add_any"):
+            terms = [v for v in terms if not (isinstance(v, np.generic) and v == 0)]
+        if not all(id(v) in self.sums for v in terms) or name not in _LINEAR:
+            raise CannotServe(f"`{name}` of a matrix of each trajectory's own")
+        if name.startswith("add") and len(terms) == 1:
+            return terms[0]
+        return self._noted(eqn.primitive.bind(*where, *terms, **eqn.params))
+
+    def _refuse_sums(self, values: list[Any]) -> list[Any]:
+        if any(id(value) in self.sums for value in values):
+            raise CannotServe("a matrix of each trajectory's own")
+        return values
+
+    def _noted(self, total: Any) -> Any:
+        self.sums[id(total)] = total
+        return total
 
     def _as(self, value: Any, dtype: Any) -> Any:
         if value.dtype == dtype:

@@ -1,6 +1,8 @@
 """The fixed-step engine of `jaxdyn.Kernel`, and what it is given to do."""
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffrax
@@ -18,7 +20,7 @@ from .rollout import Rollout
 from .scan import integrate, judged
 from .schedule import Rows
 from .tiles import tile_size
-from .undone_in_kernel import parts, serves, undone_in_kernel
+from .undone_in_kernel import parts, undone_in_kernel, ways_to_undo
 
 # Beyond so many units W does not fit into what a GPU's multiprocessor shares.
 MOST_UNITS = 128
@@ -76,10 +78,11 @@ def integrate_by_kernel(
             return integrate(rollout, rows, None, tile)[0]
         return integrate_reversibly(rollout, rows, total, adjoint, tile)[0]
 
-    def undone(rollout, rows, ys, ct):
+    def undone(way, rollout, rows, ys, ct):
         whole, rows = eqx.combine((rollout, rows), static)
         assert adjoint is not None
-        (gradient, *rest) = undone_in_kernel(whole, rows, ys, ct, adjoint.error, kernel)
+        undoing = way(whole, kernel)
+        (gradient, *rest) = undone_in_kernel(whole, rows, ys, ct, adjoint.error, undoing)
 
         def formed(rollout):
             whole = eqx.combine(rollout, static[0])
@@ -88,11 +91,12 @@ def integrate_by_kernel(
 
         return jax.vjp(formed, rollout)[1]((gradient, *rest))[0]
 
-    fits = adjoint is not None and adjoint.checkpoint_every is None and serves(batch, rows)
     if adjoint is None:
         solve = _derived(forward, plain)
     else:
-        solve = _derived_in_reverse(forward, plain, undone if fits else None)
+        ways = ways_to_undo(batch, rows) if adjoint.checkpoint_every is None else []
+        ways = [functools.partial(undone, way) for way in ways]
+        solve = _derived_in_reverse(forward, plain, ways)
     ys = solve(*arrays)
     finite = jnp.all(jnp.isfinite(ys[:, -1]), axis=-1)
     outs = ys if given.fn is None else _saved(given, rows, ys)
@@ -112,23 +116,22 @@ def _derived(forward: Callable, plain: Callable) -> Callable:
     return solve
 
 
-def _derived_in_reverse(forward: Callable, plain: Callable, undone: Callable | None) -> Callable:
-    """`forward` with the gradient by `undone`, or that of `plain` where a kernel cannot do it."""
+def _derived_in_reverse(forward: Callable, plain: Callable, ways: Sequence[Callable]) -> Callable:
+    """`forward` with the gradient by the first of `ways` that can, or that of `plain`."""
     from .._kernel.entries import Refused
+    from .._kernel.rows import CannotServe
 
     solve = jax.custom_vjp(forward)
 
     def kept(rollout, rows):
         ys = forward(rollout, rows)
-        return ys, (rollout, rows, None if undone is None else ys)
+        return ys, (rollout, rows, ys if ways else None)
 
     def pulled(kept, ct):
         rollout, rows, ys = kept
-        if undone is not None:
-            try:
+        for undone in ways:
+            with contextlib.suppress(Refused, CannotServe):
                 return undone(rollout, rows, ys, ct), None
-            except Refused:
-                pass
         return *jax.vjp(lambda rollout: plain(rollout, rows), rollout)[1](ct), None
 
     solve.defvjp(kept, pulled)

@@ -108,6 +108,20 @@ class AbstractCellSolver(diffrax.AbstractSolver[None]):
         vectors with matrices."""
         return (self.advance_lane(cut, t, dt, x[0], args),)
 
+    def undo_pieces(self, step: Step, x: tuple, ct: tuple, wanted: Step) -> tuple:
+        """`undo_batch` of one trajectory in `pieces`, where `step.cell` is of `cut`: the pieces
+        before the step, their cotangents, and the step's gradient."""
+        args = step.inputs(0)
+        before = self.advance_pieces(step.cell, step.t + step.dt, -step.dt, x, args)
+        free, fixed = eqx.partition(step, wanted)
+
+        def forward(free, x):
+            s = eqx.combine(free, fixed)
+            return self.advance_pieces(s.cell, s.t, s.dt, x, s.inputs(0))
+
+        gradient, ct = jax.vjp(forward, free, before)[1](ct)
+        return before, ct, gradient
+
     def tile(self, cell: AbstractVectorField, itemsize: int, shared: bool) -> int | None:
         """How many trajectories, of numbers of `itemsize` bytes, are best solved at a time on a
         CPU, where it does other work too if `shared`; None for as many as there are."""

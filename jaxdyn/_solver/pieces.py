@@ -11,6 +11,7 @@ from jaxtyping import Array
 from .._activation import AbstractActivation
 from .._cell import PoissonCell, evaluate_input
 from .._skew import BlockSkew
+from .base import Step
 from .flows import AbstractFlows, Part
 
 # Units that are all coupled go in two halves, of a power of two that Triton multiplies. In quarters
@@ -68,8 +69,9 @@ class PieceFlows(AbstractFlows):
 
     def __init__(self, step, batch, grid):
         super().__init__(step, batch, grid)
-        self.kicks = len(self.cell.couplings)
-        self.names += range(self.kicks)
+        self.pieces = range(len(self.cell.couplings))
+        self.kicks = len(self.pieces)
+        self.names += self.pieces
 
     def begin(self, x, t):
         return x, None
@@ -92,27 +94,79 @@ class PieceFlows(AbstractFlows):
         c = part.name
         assert isinstance(c, int)
         h, pieces = part.coefficient * self.dt, list(state[0])
+        kicked = pieces[c]
         if self.cell.in_turn:
-            pieces[c], pulses = self._in_turn(c, h, part.ascending, pieces[c])
-        else:
-            pulses = h * self.cell.activation(pieces[c])
+            pieces[c], kicked = self._in_turn(c, h, part.ascending, kicked)
+        self._push(c, h * self.cell.activation(kicked), pieces)
+        return tuple(pieces), None
+
+    def _push(self, c: int, pulses: Array, pieces: list[Array]) -> None:
+        """What the pulses of piece `c` do to the others."""
         for d, row in enumerate(self.cell.couplings):
             if d != c and row[c] is not None:
                 pieces[d] = pieces[d] + self.snapped(_coupled(row[c], pulses))
-        return tuple(pieces), None
 
     def _in_turn(self, c: int, h: Array, ascending: bool, z: Array) -> tuple[Array, Array]:
-        """Piece `c` after the kicks of its units among themselves; their pulses."""
+        """Piece `c` after the kicks of its units among themselves, and where each was kicked."""
         within, units = self.cell.couplings[c][c], jnp.arange(z.shape[0])
 
         def kick(i, carry):
-            z, pulses = carry
+            z, kicked = carry
             here = units == (i if ascending else z.shape[0] - 1 - i)
-            pulse = h * self.cell.activation(jnp.sum(jnp.where(here, z, 0)))
-            z = z + pulse * (within @ here.astype(z.dtype))
-            return z, jnp.where(here, pulse, pulses)
+            unit = jnp.sum(jnp.where(here, z, 0))
+            pulse = h * self.cell.activation(unit)
+            return z + pulse * (within @ here.astype(z.dtype)), jnp.where(here, unit, kicked)
 
         return jax.lax.fori_loop(0, z.shape[0], kick, (z, jnp.zeros_like(z)))
+
+    def pull(self, part: Part, x: tuple, ct: tuple, wanted: Step) -> tuple:
+        """The pieces before the kicks of one whose units go in turn, their cotangents l, and the
+        gradient.
+
+        A pulse p_i = h s(z_i) adds W[:, i] p_i to z. Hence its cotangent is e_i = W[:, i] . l, with
+        the l_j of units that were kicked after it pulled back already, that of W[j, i] is l_j p_i,
+        and l_i gains h s'(z_i) e_i.
+        """
+        c, (free, fixed) = part.name, eqx.partition(self.step, wanted)
+        assert isinstance(c, int)
+        back = part.reversed()
+        before, within = list(x), self.cell.couplings[c][c]
+        before[c], kicked = self._in_turn(c, back.coefficient * self.dt, back.ascending, x[c])
+        others = [d for d in self.pieces if d != c]
+        e = jnp.zeros_like(ct[c])
+        for d in others:
+            e = e + _coupled(self.cell.couplings[d][c].T, ct[d])
+
+        def pulses(free, kicked):
+            step = eqx.combine(free, fixed)
+            return part.coefficient * step.dt * step.cell.activation(kicked)
+
+        made, vjp = jax.vjp(pulses, free, kicked)
+        self._push(c, -made, before)
+        _, slope = vjp(jnp.ones_like(made))
+        units = jnp.arange(len(e))
+
+        def pull(i, carry):
+            l, e = carry
+            here = units == (len(e) - 1 - i if part.ascending else i)
+            column = within @ here.astype(l.dtype)
+            of_pulse = jnp.sum(jnp.where(here, e, 0) + column * l)
+            return l + jnp.where(here, slope * of_pulse, 0), jnp.where(here, of_pulse, e)
+
+        l, e = jax.lax.fori_loop(0, len(e), pull, (ct[c], e))
+        gradient, _ = vjp(e)
+        j, i = (jax.lax.broadcasted_iota(int, within.shape, axis) for axis in (0, 1))
+        later = j > i if part.ascending else j < i
+        of_pairs = [jnp.tensordot(v, made, 0) for v in (l, ct[c])]
+        rows = [list(row) for row in gradient.cell.couplings]
+        rows[c][c] = jnp.where(later, *of_pairs)
+        for d in others:
+            rows[d][c] = jnp.tensordot(ct[d], made, 0)
+        rows = tuple(map(tuple, rows))
+        gradient = eqx.tree_at(
+            lambda g: g.cell.couplings, gradient, rows, is_leaf=lambda v: v is None
+        )
+        return tuple(before), (*ct[:c], l, *ct[c + 1 :]), gradient
 
 
 def _coupled(coupling: Array, pulses: Array) -> Array:

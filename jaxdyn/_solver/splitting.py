@@ -186,6 +186,28 @@ class AbstractSplitting(AbstractCellSolver):
             state = flows.apply(part, state)
         return flows.end(state)
 
+    def undo_pieces(self, step: Step, x: tuple, ct: tuple, wanted: Step) -> tuple:
+        def flows(step):
+            return PieceFlows(step, None, self.grid)
+
+        whole, (free, fixed) = flows(step), eqx.partition(step, wanted)
+        gradient = jax.tree.map(jnp.zeros_like, free)
+        for part in reversed(_merged(self.coefficients, whole.names, not step.cell.in_turn)):
+            if step.cell.in_turn and part.name in whole.pieces:
+                x, ct, change = whole.pull(part, x, ct, wanted)
+            else:
+                x, _ = whole.apply(part.reversed(), (x, None))
+                _, vjp = jax.vjp(
+                    lambda free, x, part=part: flows(eqx.combine(free, fixed)).apply(
+                        part, (x, None)
+                    )[0],
+                    free,
+                    x,
+                )
+                change, ct = vjp(ct)
+            gradient = jax.tree.map(jnp.add, gradient, change)
+        return x, ct, gradient
+
     def _advance(self, cell, t, dt, x, inputs, batch):
         if isinstance(cell, AbstractCell) and _is_sequential(cell):
             cell = self.prepare(cell, dt)
