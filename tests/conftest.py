@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Most of the time goes into compiling programs that run once. With XLA_FLAGS="" they are compiled
+# as users' are.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest

@@ -180,7 +180,7 @@ def test_products_of_two_vectors_are_summed_over_all_trajectories():
         when = jnp.array([0]), jnp.array([3])
         like, times = jax.ShapeDtypeStruct((N, 7), x.dtype), jnp.array([0.0, 0.1])
         states = [blocks.States(x, "constant")]
-        return blocks.run_in_blocks(step, A, False, when, states, [like], *times, KERNEL)[1][0]
+        return blocks.run_in_blocks(step, A, False, when, states, [like], *times, KERNEL, 16)[1][0]
 
     got = total(lambda x, A: jnp.tensordot(x, x[:1] * jnp.ones(7), 0))
     np.testing.assert_allclose(got[:, 6], 3 * x.T @ x[:, 0], rtol=0, atol=1e-13)
@@ -224,7 +224,8 @@ CELLS, STEPS = cells_of(jr.split(KEY, 3)), jnp.array([0.1, 0.2])
 def test_cells_and_steps_of_members_and_maps_in_maps(most, by_products, monkeypatch):
     """Each member has programs of its own, of all its trajectories, in two parts too."""
     monkeypatch.setattr(mapped, "MOST_MEMBERS", most)
-    x0, u = jr.normal(KEY, (2, N)), jr.normal(KEY, (4, 2))
+    # Nothing is traced before `most` is what it is.
+    x0, u = jr.normal(KEY, (2 if most == 2 else 3, N)), jr.normal(KEY, (4, 2))
 
     def run(cell, u, dt, engine):
         return jd.simulate(cell, x0, dt=dt, n_steps=3, args=u, engine=engine).ys
@@ -236,8 +237,27 @@ def test_cells_and_steps_of_members_and_maps_in_maps(most, by_products, monkeypa
         return fn(CELLS, u, STEPS)
 
     got, want = nested(KERNEL), nested(None)
-    assert got.shape == (2, 3, 4, 2, 1, N)
+    assert got.shape == (2, 3, 4, len(x0), 1, N)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("order", ["cells inside", "cells outside"])
+def test_maps_over_states_fill_the_tiles_of_a_member(order, by_products):
+    x0, u = jr.normal(KEY, (40, N)), jr.normal(KEY, (40, 2))
+
+    def run(cell, x0, u, engine):
+        return jd.simulate(cell, x0, dt=0.1, n_steps=2, args=u, engine=engine).ys
+
+    def nested(engine):
+        fn = functools.partial(run, engine=engine)
+        maps = [(eqx.if_array(0), None, None), (None, 0, 0)]
+        for axes in maps if order == "cells inside" else reversed(maps):
+            fn = eqx.filter_vmap(fn, in_axes=axes)
+        return fn(CELLS, x0, u)
+
+    program = str(jax.make_jaxpr(lambda: nested(KERNEL))())
+    assert re.findall(r"grid=\((.*?)\)", program) == ["3, 3"]
+    np.testing.assert_allclose(nested(KERNEL), nested(None), rtol=0, atol=1e-13)
 
 
 def test_what_is_no_product_is_taken_apart():
@@ -269,15 +289,15 @@ UNDONE = {
         jd.Strang(),
         Wave(jnp.asarray(1.3)),
     ),
-    "Strang, two halves of 16 and 4, in float32": (
-        jd.PoissonCell(jd.DenseSkew.random(N, key=KEY, dtype=jnp.float32), TANH),
+    "Strang, pieces of 16 and 1, in float32": (
+        jd.PoissonCell(jd.DenseSkew.random(17, key=KEY, dtype=jnp.float32), TANH),
         jd.Strang(),
         None,
     ),
     "BlanesMoan4, bipartite, inputs of their own": (
         jd.PoissonCell(jd.BipartiteSkew.random(N, key=KEY), jd.AsymmetricTanh(1.2), input_matrix=U),
         jd.BlanesMoan4(),
-        jr.normal(KEY, (5, 2)),
+        jr.normal(KEY, (20, 2)),
     ),
     "Strang, banded, one input": (
         jd.PoissonCell(jd.BandedSkew.random(N, key=KEY, bandwidth=2), TANH, input_matrix=U[:, :1]),
@@ -287,11 +307,6 @@ UNDONE = {
     "Strang, block": (
         jd.PoissonCell(jd.BlockSkew.random(N, key=KEY), TANH, bias=BIAS),
         jd.Strang(),
-        None,
-    ),
-    "Strang, grid": (
-        jd.PoissonCell(jd.BipartiteSkew.random(N, key=KEY), TANH),
-        jd.Strang(grid=2.0**-30),
         None,
     ),
     "Strang, 10 units": (jd.PoissonCell(jd.DenseSkew.random(10, key=KEY), TANH), jd.Strang(), None),
@@ -321,18 +336,18 @@ def undone_by_products(monkeypatch):
 
 @pytest.mark.parametrize("name", UNDONE)
 def test_steps_are_undone_by_products(name, undone_by_products):
-    """By the cell, the input, states and times, saved on the way."""
+    """By the cell, the input, states and times, saved on the way; with two tiles."""
     cell, solver, u = UNDONE[name]
     dtype = cell.operator.dtype
 
     def loss(given, engine, adjoint):
         cell, x0, dt, t0, u = given
         how = {"solver": solver, "args": u, "engine": engine, "dt": dt}
-        saveat = diffrax.SaveAt(steps=2)
+        saveat = diffrax.SaveAt(steps=2, t0=True)
         ys = jd.simulate(cell, x0, t0=t0, n_steps=4, saveat=saveat, adjoint=adjoint, **how).ys
         return jnp.sum(jnp.sin(ys))
 
-    x0, times = jr.normal(KEY, (5, cell.size), dtype), jnp.array([0.02, 0.3], dtype)
+    x0, times = jr.normal(KEY, (20, cell.size), dtype), jnp.array([0.02, 0.3], dtype)
     given = cell, x0, *times, u
     want = eqx.filter_grad(loss)(given, None, None)
     assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(want[:2]))
@@ -361,21 +376,63 @@ def test_members_are_undone_by_products(undone_by_products):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("what", ["too large", "a step"])
-def test_what_products_cannot_undo_is_by_the_scan(what, monkeypatch):
-    solver, cell = jd.Strang(), jd.PoissonCell(W, TANH)
-    if what == "too large":
-        monkeypatch.setattr(undone_in_kernel, "MOST_SUMMED", 100)
-    else:
-        cell = jd.AntisymmetricCell(jd.BlockSkew(jnp.ones(9)), TANH)
+@pytest.mark.parametrize(
+    "what, n, dtype, by_kernels",
+    [
+        ("dense", 128, jnp.float32, True),
+        ("dense", 96, jnp.float64, True),
+        ("dense", 97, jnp.float64, False),
+        ("form without pieces", 40, jnp.float32, False),
+        ("grid", 20, jnp.float32, False),
+        ("states mapped over", 20, jnp.float32, False),
+        ("cells mapped over", 20, jnp.float32, True),
+    ],
+)
+def test_what_products_undo(what, n, dtype, by_kernels, monkeypatch):
+    """Nothing else: that is by the scan. Only traced."""
+    runs, run = [], in_kernel.integrate_reversibly
+    monkeypatch.setattr(in_kernel, "integrate_reversibly", lambda *v: runs.append(v) or run(*v))
+    solver = jd.Strang(grid=2.0**-8 if what == "grid" else None)
+    operator = jd.BipartiteSkew if what == "grid" else jd.DenseSkew
+    cell = jd.PoissonCell(
+        operator.random(n, key=KEY, dtype=dtype), TANH, input_matrix=jnp.ones((n, 2), dtype)
+    )
+    if what == "form without pieces":
+        cell = jd.AntisymmetricCell(
+            jd.BlockSkew(jnp.ones(n // 2, dtype)), TANH, input_matrix=jnp.ones((n, 2), dtype)
+        )
+
+    def loss(given):
+        cell, x0 = given
+        how = {"saveat": None, "t1": 0.3, "adjoint": jd.ReversibleAdjoint()}
+        return jnp.sum(solve(cell, solver, jnp.ones(2, dtype), KERNEL, x0, **how).ys)
+
+    def gradient(cell, x0):
+        def mapped(cell, x0):
+            return eqx.filter_grad(loss)((cell, x0))
+
+        if what == "states mapped over":
+            return eqx.filter_vmap(mapped, in_axes=(None, 0))(cell, x0)
+        if what == "cells mapped over":
+            cells = jax.tree.map(lambda v: jnp.stack([v, v]), cell)
+            return eqx.filter_vmap(mapped, in_axes=(eqx.if_array(0), None))(cells, x0)
+        return mapped(cell, x0)
+
+    eqx.filter_eval_shape(gradient, cell, jnp.ones((3, n), dtype))
+    assert bool(runs) != by_kernels
+
+
+def test_rough_products_do_not_undo_what_was_done_without():
+    """Up to 16 units the solve is by numbers."""
+    cell = jd.PoissonCell(jd.DenseSkew.random(12, key=KEY, dtype=jnp.float32), TANH)
+    rough = jd.Kernel(16, interpret=True, precision=DotAlgorithmPreset.BF16_BF16_F32)
 
     def loss(x0, engine):
-        how = {"saveat": None, "t1": 0.3, "adjoint": jd.ReversibleAdjoint()}
-        return jnp.sum(jnp.sin(solve(cell, solver, None, engine, x0, **how).ys))
+        how = {"saveat": None, "t1": 1.0, "adjoint": jd.ReversibleAdjoint(error=1e-5)}
+        return jnp.sum(jnp.sin(solve(cell, jd.Strang(), None, engine, x0, **how).ys))
 
-    x0 = jr.normal(KEY, (2, cell.size))
-    got, want = (jax.grad(loss)(x0, engine) for engine in (KERNEL, None))
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
+    x0 = jr.normal(KEY, (2, 12), jnp.float32)
+    np.testing.assert_allclose(*(jax.grad(loss)(x0, e) for e in (rough, None)), rtol=0, atol=1e-5)
 
 
 def test_what_is_no_product_and_too_large_is_refused():

@@ -124,7 +124,8 @@ def in_many_processes(out):
 
 
 def start(*arguments, devices=1):
-    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    env = os.environ | {"XLA_FLAGS": flags}
     env["PYTHONPATH"] = os.pathsep.join(
         [str(pathlib.Path(jd.__file__).parent.parent), env.get("PYTHONPATH", "")]
     )

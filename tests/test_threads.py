@@ -29,8 +29,9 @@ def test_every_trajectory_has_its_own_numbers(workers):
     saveat = diffrax.SaveAt(ts=[0.0, 0.33, 1.0])
     plain, shared = solve(X0, None, saveat=saveat), solve(X0, jd.Threads(workers), saveat=saveat)
     assert shared.ys.shape == (7, 3, 5)
-    # One unit of rounding: another size of batch may take another product kernel.
-    np.testing.assert_allclose(shared.ys, plain.ys, rtol=0, atol=4e-16)
+    # One unit of rounding of numbers up to 4: another size of batch, another product kernel.
+    assert jnp.max(jnp.abs(plain.ys)) < 4
+    np.testing.assert_allclose(shared.ys, plain.ys, rtol=0, atol=2.0**-51)
     assert jnp.array_equal(shared.ts, plain.ts)
     assert jnp.array_equal(shared.stats["num_steps"], plain.stats["num_steps"])
     assert jnp.all(shared.result == diffrax.RESULTS.successful)

@@ -57,7 +57,8 @@ class States(NamedTuple):
 
     array: Shaped[Array, "b ..."]
     fill: str
-    """How `jnp.pad` fills it up to whole tiles: "edge", or "constant" for 0."""
+    """How `jnp.pad` fills it up to whole tiles: "edge", or "constant" for 0. What `sums` are made
+    of has to be 0 there, since they are taken over whole tiles."""
 
 
 def integrate_in_blocks(
@@ -81,7 +82,8 @@ def integrate_in_blocks(
         return step(constants, t, dt, xs), sums
 
     states = [States(x0[:, c], "edge") for c in pieces.units]
-    ys, _ = run_in_blocks(advance, constants, own, when, states, [], t0, dt, kernel)
+    tile = kernel.columns(len(x0))
+    ys, _ = run_in_blocks(advance, constants, own, when, states, [], t0, dt, kernel, tile)
     out = jnp.zeros((*ys[0].shape[:2], x0.shape[1]), x0.dtype)
     for c, y in zip(pieces.units, ys, strict=True):
         out = out.at[:, :, c].set(y)
@@ -98,6 +100,7 @@ def run_in_blocks(
     t0: Array,
     dt: Array,
     kernel: Kernel,
+    tile: int,
 ) -> tuple[list[Array], list[Array]]:
     """The states (b, t, ...) at the saves, and the `sums`, matrices, at the last.
 
@@ -111,7 +114,6 @@ def run_in_blocks(
     leaves, restored = as_numbers(leaves)
     flags = [*jax.tree.leaves(own)]
     batch = states[0].array.shape[0]
-    tile = kernel.columns(batch, undone=bool(sums))
     shapes = [v.array.shape[1:] for v in states]
 
     def flat(t, dt, xs, totals, *leaves):

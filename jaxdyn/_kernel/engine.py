@@ -52,7 +52,10 @@ class Kernel(eqx.Module):
     from each save to the one before, if every save is on the grid of steps. Where state, cotangent,
     and all numbers that the cell and an input have, fit into a thread's registers (up to 9 units
     with a dense W in float32, 6 in float64), it does that; else products of matrices do, up to 128
-    units in float32 and 90 in float64. All other gradients, in forward and reverse mode, are those
+    units in float32 (96 in float64; [`jaxdyn.Taylor`][] 64), but not on a `grid`, where products
+    would have to be rounded as they were. They keep sums as large as W for every tile of 16
+    trajectories: 64 KiB at 128 units. Under `jax.vmap` they are taken where each member has a cell
+    or 16 trajectories of its own. All other gradients, in forward and reverse mode, are those
     of the plain solve, which is run again for them without a kernel. What `saveat.fn` makes of a
     state is worked out after the solve, from states which are all kept until then.
 
@@ -121,7 +124,7 @@ class Kernel(eqx.Module):
         """The precision of products of matrices in float32."""
         return next(iter(PRECISIONS)) if self.precision is None else self.precision
 
-    def columns(self, batch: int, undone: bool) -> int:
+    def columns(self, batch: int, undone: bool = False) -> int:
         """The tile of a solve of `batch` trajectories with products of matrices, or of its undoing,
         which takes more registers: with 32 the loops over single units spill some."""
         if self.tile is not None:

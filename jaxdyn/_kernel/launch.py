@@ -23,7 +23,7 @@ from .._types import is_traced
 from .blocks import Pieces, integrate_in_blocks
 from .engine import Kernel
 from .entries import Refused, as_numbers
-from .mapped import by_members, in_one_batch
+from .mapped import in_one_batch
 from .rows import CannotServe
 from .tile import Place, run_tile
 
@@ -90,11 +90,21 @@ def integrate_in_kernel(
     def lanes(own, when, x0, rest):
         return _in_lanes(flat, own, when, x0, rest, kernel)
 
-    few = pieces is None or x0.shape[1] <= MOST_LANES
-    solve = lanes if few else _either(products, lanes, x0.shape[1])
-    run = _batched(solve, None if few else products, (False, False, *flags), saves.side is not None)
+    if pieces is None or x0.shape[1] <= MOST_LANES:
+        ways = _Ways(lanes, None)
+    else:
+        ways = _Ways(_either(products, lanes, x0.shape[1]), products)
+    run = _batched(ways.solve, ways, (False, False, *flags), None, saves.side is not None)
     side = () if saves.side is None else (saves.side,)
     return run(saves.start, saves.count, *side, x0, t0, dt, *leaves)
+
+
+class _Ways(NamedTuple):
+    """How a batch can be solved: functions of (own, when, x0, rest)."""
+
+    solve: Callable
+    products: Callable | None
+    """Raises CannotServe where `solve` goes on by other means."""
 
 
 def _either(products: Callable, lanes: Callable, n: int) -> Callable:
@@ -119,43 +129,74 @@ def _either(products: Callable, lanes: Callable, n: int) -> Callable:
 
 
 def _batched(
-    solve: Callable, products: Callable | None, own: Sequence[bool], sided: bool
+    now: Callable,
+    ways: _Ways,
+    own: Sequence[bool],
+    of_member: Sequence[bool] | None,
+    sided: bool,
 ) -> Callable:
-    """A solve as a function of (start, count[, side], x0, t0, dt, *leaves).
+    """The solve `now` as a function of (start, count[, side], x0, t0, dt, *leaves), for maps.
 
-    Mapped over, it is one of all trajectories by `products`, or by these one of each batch, or that
-    of all by `solve`.
+    Where `of_member`, x0 and what follows lead with members, each of which is a batch that has
+    programs of its own. A map makes batches larger, where products can serve that; else more
+    members, or without products a larger batch all the same.
     """
     first = 2 + sided
+    each = [True, *own]
 
-    def called(solve, own, arrays):
-        return solve(own, arrays[:first], arrays[first], arrays[first + 1 :])
+    def solve(*arrays):
+        return now(own, arrays[:first], arrays[first], arrays[first + 1 :])
 
     @custom_vmap
     def run(*arrays):
-        return called(solve, own, arrays)
+        if of_member is None:
+            return solve(*arrays)
+        axes = [None] * first + [0 if m else None for m in of_member]
+        return jax.vmap(solve, axes)(*arrays)
 
     @run.def_vmap
     def _(size, mapped, *arrays):
         if any(mapped[:first]):
             raise ValueError("`saveat` cannot be mapped over with `engine=jaxdyn.Kernel`.")
-        batch = arrays[first].shape[1 if mapped[first] else 0]
-        given, flags = list(arrays[:first]), []
-        for v, is_mapped, is_own in zip(arrays[first:], mapped[first:], (True, *own), strict=True):
-            given.append(in_one_batch(v, size, batch, is_mapped, is_own))
-            flags.append(is_mapped or is_own)
+        when, mapped, arrays = arrays[:first], mapped[first:], arrays[first:]
+        apart = [False] * len(arrays) if of_member is None else of_member
+        batch = arrays[0].shape[mapped[0] + apart[0]]
 
-        def as_one(solve):
-            ys = _batched(solve, products, flags[1:], sided)(*given)
-            return ys.reshape(size, batch, *ys.shape[1:]), True
+        def larger(now):
+            given = []
+            for v, again, is_own, lead in zip(arrays, mapped, each, apart, strict=True):
+                merge = functools.partial(
+                    in_one_batch, size=size, batch=batch, is_mapped=again, is_own=is_own
+                )
+                given.append(jax.vmap(merge, 1 if again else 0)(v) if lead else merge(v))
+            flags = [a or b for a, b in zip(mapped[1:], own, strict=True)]
+            ys = _batched(now, ways, flags, of_member, sided)(*when, *given)
+            if of_member is None:
+                return ys.reshape(size, batch, *ys.shape[1:])
+            return jnp.moveaxis(ys.reshape(-1, size, batch, *ys.shape[2:]), 1, 0)
 
-        if products is not None:
-            with contextlib.suppress(CannotServe):
-                return as_one(products)
-            axes = [0 if is_mapped else None for is_mapped in mapped]
-            with contextlib.suppress(CannotServe):
-                return jax.vmap(lambda *arrays: called(products, own, arrays), axes)(*arrays), True
-        return as_one(solve)
+        def more():
+            if of_member is None:
+                assert ways.products is not None
+                return _batched(ways.products, ways, own, mapped, sided)(*when, *arrays)
+            members = next(
+                v.shape[1 if again else 0]
+                for v, again, lead in zip(arrays, mapped, apart, strict=True)
+                if lead
+            )
+            given = [
+                in_one_batch(v, size, members, again, lead)
+                for v, again, lead in zip(arrays, mapped, apart, strict=True)
+            ]
+            flags = [a or b for a, b in zip(mapped, apart, strict=True)]
+            ys = _batched(now, ways, own, flags, sided)(*when, *given)
+            return ys.reshape(size, members, *ys.shape[1:])
+
+        if ways.products is not None:
+            for attempt in (functools.partial(larger, ways.products), more):
+                with contextlib.suppress(CannotServe):
+                    return attempt(), True
+        return larger(ways.solve), True
 
     return run
 
@@ -192,7 +233,7 @@ def _in_lanes(step, own, when, x0, rest, kernel: Kernel) -> Float[Array, "b t n"
     ]
     saved = when[0].shape[0]
     body = functools.partial(run_tile, program, places, len(when), tile)
-    run = pl.pallas_call(
+    ys = pl.pallas_call(
         body,
         grid=((batch + padding) // tile,),
         in_specs=specs,
@@ -201,8 +242,7 @@ def _in_lanes(step, own, when, x0, rest, kernel: Kernel) -> Float[Array, "b t n"
         compiler_params=triton.CompilerParams(num_warps=kernel.warps(batch), num_stages=1),
         interpret=kernel.interpret,
         name="jaxdyn_steps",
-    )
-    ys = by_members(run)(*inputs)
+    )(*inputs)
     return jnp.moveaxis(ys[:, :, :batch], -1, 0)
 
 

@@ -1,4 +1,4 @@
-"""What vmap makes of a kernel: one batch of all trajectories, or one program for each member."""
+"""What vmap makes of a kernel: a larger batch, or programs for each member."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -5,7 +5,7 @@ where 1 is for what all trajectories share and K is the next power of two, 16 at
 (k, l) is (K, L), and shared. Beyond k and l there may be anything, and 0 in constants.
 
 The product u v^T of two vectors of each trajectory's own is kept as the sum over the tile, which is
-all that a gradient needs of it: it can be added to other such sums, and to nothing else.
+all that a gradient needs of it: nothing but what is linear is done to it, by what all share.
 """
 
 import math
@@ -28,8 +28,6 @@ LEAST = 16
 # Elementwise operations with rules of their own elsewhere.
 _SIMPLE = ELEMENTWISE | frozenset("add and mul or select_n sub convert_element_type".split())
 _MOVES = frozenset("broadcast_in_dim reshape squeeze".split())
-# What may be done to sums over the tile.
-_LINEAR = frozenset("add add_any neg select_n sub transpose".split())
 _EXTREMES = {"reduce_max": (jnp.max, -np.inf), "reduce_min": (jnp.min, np.inf)}
 
 
@@ -212,14 +210,28 @@ class Rows:
     def _summed(self, eqn: Any, values: list[Any]) -> Any:
         """What a linear operation makes of sums over the tile."""
         name = eqn.primitive.name
-        where, terms = (values[:1], values[1:]) if name == "select_n" else ([], values)
-        if name in ("add", "add_any"):
-            terms = [v for v in terms if not (isinstance(v, np.generic) and v == 0)]
-        if not all(id(v) in self.sums for v in terms) or name not in _LINEAR:
+        totals = [v for v in values if id(v) in self.sums]
+        others = [v for v in values if id(v) not in self.sums]
+        # Each is a number or a block, as all trajectories share it.
+        shared = all(np.ndim(v) == 0 or np.shape(v) == np.shape(totals[0]) for v in others)
+        if name == "transpose":
+            order = [i for i in eqn.params["permutation"] if eqn.invars[0].aval.shape[i] != 1]
+            return totals[0] if order == sorted(order) else self._noted(totals[0].T)
+        if name == "mul" and len(others) == 1 and shared:
+            return self._noted(totals[0] * others[0])
+        if name == "select_n" and id(values[0]) not in self.sums and shared:
+            where, *terms = values
+        else:
+            where, terms = None, values
+        zero = [isinstance(v, np.generic) and v == 0 for v in terms]
+        known = all(z or id(v) in self.sums for z, v in zip(zero, terms, strict=True))
+        if not known or name not in ("add", "add_any", "neg", "select_n", "sub"):
             raise CannotServe(f"`{name}` of a matrix of each trajectory's own")
-        if name.startswith("add") and len(terms) == 1:
-            return terms[0]
-        return self._noted(eqn.primitive.bind(*where, *terms, **eqn.params))
+        if name.startswith("add") and len(totals) == 1:
+            return totals[0]
+        terms = [jnp.zeros_like(totals[0]) if z else v for z, v in zip(zero, terms, strict=True)]
+        given = terms if where is None else [where, *terms]
+        return self._noted(eqn.primitive.bind(*given, **eqn.params))
 
     def _refuse_sums(self, values: list[Any]) -> list[Any]:
         if any(id(value) in self.sums for value in values):

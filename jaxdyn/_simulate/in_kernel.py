@@ -9,10 +9,11 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._cell import SharedInput, VectorField, evaluate_input, is_constant_input
-from .._kernel import Kernel, check_device
+from .._kernel import LEAST_COLUMNS, Kernel, check_device
 from .._solver import AbstractCellSolver
 from .adjoint import ReversibleAdjoint
 from .reversible import integrate_reversibly
@@ -20,7 +21,7 @@ from .rollout import Rollout
 from .scan import integrate, judged
 from .schedule import Rows
 from .tiles import tile_size
-from .undone_in_kernel import parts, undone_in_kernel, ways_to_undo
+from .undone_in_kernel import by_products, parts, undone_in_kernel, ways_to_undo
 
 # Beyond so many units W does not fit into what a GPU's multiprocessor shares.
 MOST_UNITS = 128
@@ -89,14 +90,22 @@ def integrate_by_kernel(
             (free, _), _, _ = parts(whole)
             return free, whole.solver.start(whole.x0), whole.t0, whole.dt
 
-        return jax.vjp(formed, rollout)[1]((gradient, *rest))[0]
+        return _of_floats(jax.vjp(formed, rollout)[1]((gradient, *rest))[0])
 
     if adjoint is None:
         solve = _derived(forward, plain)
     else:
         ways = ways_to_undo(batch, rows) if adjoint.checkpoint_every is None else []
-        ways = [functools.partial(undone, way) for way in ways]
-        solve = _derived_in_reverse(forward, plain, ways)
+
+        def by_the_scan(rollout, rows, ys, ct):
+            pull = jax.vjp(lambda rollout: plain(rollout, rows), rollout)[1]
+            return _of_floats(pull(ct)[0])
+
+        undoings: list[Callable] = []
+        for way in ways:
+            undo = functools.partial(undone, way)
+            undoings.append(_for_members(undo, by_the_scan) if way is by_products else undo)
+        solve = _derived_in_reverse(forward, undoings, by_the_scan)
     ys = solve(*arrays)
     finite = jnp.all(jnp.isfinite(ys[:, -1]), axis=-1)
     outs = ys if given.fn is None else _saved(given, rows, ys)
@@ -116,8 +125,10 @@ def _derived(forward: Callable, plain: Callable) -> Callable:
     return solve
 
 
-def _derived_in_reverse(forward: Callable, plain: Callable, ways: Sequence[Callable]) -> Callable:
-    """`forward` with the gradient by the first of `ways` that can, or that of `plain`."""
+def _derived_in_reverse(
+    forward: Callable, ways: Sequence[Callable], by_the_scan: Callable
+) -> Callable:
+    """`forward` with the gradient by the first of `ways` that can, or else by the scan."""
     from .._kernel.entries import Refused
     from .._kernel.rows import CannotServe
 
@@ -128,14 +139,38 @@ def _derived_in_reverse(forward: Callable, plain: Callable, ways: Sequence[Calla
         return ys, (rollout, rows, ys if ways else None)
 
     def pulled(kept, ct):
-        rollout, rows, ys = kept
         for undone in ways:
             with contextlib.suppress(Refused, CannotServe):
-                return undone(rollout, rows, ys, ct), None
-        return *jax.vjp(lambda rollout: plain(rollout, rows), rollout)[1](ct), None
+                return undone(*kept, ct), None
+        return by_the_scan(*kept, ct), None
 
     solve.defvjp(kept, pulled)
     return solve
+
+
+def _for_members(undone: Callable, by_the_scan: Callable) -> Callable:
+    """`undone`, but by the scan for members with few trajectories each and a cell that all share:
+    every member has programs and a gradient of its own, which would be idle for the most part."""
+
+    @custom_vmap
+    def gradient(*given):
+        return undone(*given)
+
+    @gradient.def_vmap
+    def _(size, mapped, rollout, *rest):
+        of_rollout, *_ = mapped
+        batch = rollout.x0.shape[1 if of_rollout.x0 else 0]
+        idle = batch < LEAST_COLUMNS and not any(jax.tree.leaves(of_rollout.cell))
+        axes = jax.tree.map(lambda m: 0 if m else None, tuple(mapped))
+        out = jax.vmap(by_the_scan if idle else undone, axes)(rollout, *rest)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return gradient
+
+
+def _of_floats(gradient: PyTree) -> PyTree:
+    """None for numbers that nothing is differentiated by."""
+    return jax.tree.map(lambda v: None if v.dtype == jax.dtypes.float0 else v, gradient)
 
 
 def _states(rollout: Rollout, rows: Rows, kernel: Kernel) -> Float[Array, "b t n"]:

@@ -22,9 +22,9 @@ from .schedule import Rows
 # cotangent and the gradient of everything else. A thread has 255 registers of four bytes; a step
 # needs some too.
 MOST_CARRIED = 448
-# Bytes of the matrices in which a tile sums gradients up; a multiprocessor has registers for four
-# times as much.
-MOST_SUMMED = 64 * 1024
+# Bytes of the matrices in which a tile sums gradients up: W of 128 units in float32, and what goes
+# with the input. A multiprocessor has 256 KiB of registers.
+MOST_SUMMED = 96 * 1024
 
 
 class Undoing(NamedTuple):
@@ -42,13 +42,11 @@ class Undoing(NamedTuple):
 def ways_to_undo(rollout: Rollout, rows: Rows) -> list[Callable[[Rollout, Kernel], Undoing]]:
     """What can undo the steps of this solve, the best first; each may raise Refused or CannotServe
     all the same."""
-    from .._kernel.launch import MOST_LANES
-
     (batch, n), solver = rollout.x0.shape, rollout.solver
     ((of_cell, of_u), _), apart, _ = parts(rollout)
     u = rollout.inputs.stacked()[0]
     on_grid = getattr(solver, "grid", None) is not None
-    # On a grid the input has to be seen at the very times of the way there.
+    # On a grid the input has to be seen at the very times of the way there,
     if rows.sided or (on_grid and not is_constant_input(u)):
         return []
     ways, itemsize = [], rollout.x0.dtype.itemsize
@@ -56,8 +54,8 @@ def ways_to_undo(rollout: Rollout, rows: Rows) -> list[Callable[[Rollout, Kernel
     size = sum(v.size for v in jax.tree.leaves(of_cell)) + own
     if (2 * n + size + 2) * itemsize <= MOST_CARRIED:
         ways.append(by_lanes)
-    # And products are to be rounded as they were.
-    if n > MOST_LANES or not on_grid:
+    # and products would have to be rounded as they were.
+    if not on_grid:
         ways.append(by_products)
     return ways
 
@@ -147,7 +145,12 @@ def by_products(rollout: Rollout, kernel: Kernel) -> Undoing:
     """A tile of trajectories in pieces: x, l and the sum so far of the gradients that are numbers
     or vectors, of each trajectory; and of those that are matrices, of them all."""
     from .._kernel.blocks import States, run_in_blocks
+    from .._kernel.launch import MOST_LANES
     from .._kernel.rows import CannotServe, padded, sides
+
+    if rollout.x0.shape[1] <= MOST_LANES:
+        # The way there was without products, in full precision.
+        kernel = Kernel(interpret=kernel.interpret)
 
     solver, batch, dtype = rollout.solver, rollout.x0.shape[0], rollout.x0.dtype
     (free, fixed), apart, static = parts(rollout)
@@ -197,7 +200,7 @@ def by_products(rollout: Rollout, kernel: Kernel) -> Undoing:
         constants, own = (of_cut, rest, free[1], fixed[1], rollout.t0), (False, False, apart, apart)
         own = _filled(constants, (*own, False))
         when, times = (-end[None], count[None]), (rollout.t0, -rollout.dt)
-        ys, more = run_in_blocks(undo, constants, own, when, states, sums, *times, kernel)
+        ys, more = run_in_blocks(undo, constants, own, when, states, sums, *times, kernel, tile)
         xs, ls, vectors = _split([y[:, 0] for y in ys], len(units))
         for c, of_x, of_l in zip(units, xs, ls, strict=True):
             x, l = x.at[:, c].set(of_x), l.at[:, c].set(of_l)
@@ -212,6 +215,7 @@ def by_products(rollout: Rollout, kernel: Kernel) -> Undoing:
         change = jax.tree.unflatten(structure, whole)
         return (*of_cell(change.cell), change.inputs.u), change.t0, change.dt
 
+    tile = kernel.columns(batch, undone=True)
     nothing = [jnp.zeros((batch, *v.shape), dtype) for v in _chosen(leaves, is_vector)]
     return Undoing(back, (nothing, [jnp.zeros(v.shape, dtype) for v in sums]), total)
 

@@ -187,24 +187,21 @@ class AbstractSplitting(AbstractCellSolver):
         return flows.end(state)
 
     def undo_pieces(self, step: Step, x: tuple, ct: tuple, wanted: Step) -> tuple:
-        def flows(step):
+        def make(step):
             return PieceFlows(step, None, self.grid)
 
-        whole, (free, fixed) = flows(step), eqx.partition(step, wanted)
+        flows, (free, fixed) = make(step), eqx.partition(step, wanted)
         gradient = jax.tree.map(jnp.zeros_like, free)
-        for part in reversed(_merged(self.coefficients, whole.names, not step.cell.in_turn)):
-            if step.cell.in_turn and part.name in whole.pieces:
-                x, ct, change = whole.pull(part, x, ct, wanted)
+        for part in reversed(_merged(self.coefficients, flows.names, not step.cell.in_turn)):
+            if step.cell.in_turn and part.name in flows.pieces:
+                x, ct, change = flows.pull(part, x, ct, wanted)
             else:
-                x, _ = whole.apply(part.reversed(), (x, None))
-                _, vjp = jax.vjp(
-                    lambda free, x, part=part: flows(eqx.combine(free, fixed)).apply(
-                        part, (x, None)
-                    )[0],
-                    free,
-                    x,
-                )
-                change, ct = vjp(ct)
+
+                def forward(free, x, part=part):
+                    return make(eqx.combine(free, fixed)).apply(part, (x, None))[0]
+
+                x, _ = flows.apply(part.reversed(), (x, None))
+                change, ct = jax.vjp(forward, free, x)[1](ct)
             gradient = jax.tree.map(jnp.add, gradient, change)
         return x, ct, gradient
 
