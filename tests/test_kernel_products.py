@@ -158,6 +158,7 @@ def test_fields_have_the_numbers_of_the_scan(name, by_products):
             jax.lax.fori_loop(0, 2, lambda _, b: -b, jnp.tensordot(x, jnp.ones(N), 0)) @ x
         ),
         lambda t, x, a: jax.lax.fori_loop(0, 2, lambda _, b: b * x[0], a) @ x,
+        lambda t, x, a: jax.lax.fori_loop(0, 2, lambda _, b: jnp.full((N, N), x[0]), a) @ x,
     ],
 )
 @pytest.mark.parametrize("tile", [16, 32])
@@ -182,9 +183,24 @@ def test_products_of_two_vectors_are_summed_over_all_trajectories():
         states = [blocks.States(x, "constant")]
         return blocks.run_in_blocks(step, A, False, when, states, [like], *times, KERNEL, 16)[1][0]
 
-    got = total(lambda x, A: jnp.tensordot(x, x[:1] * jnp.ones(7), 0))
-    np.testing.assert_allclose(got[:, 6], 3 * x.T @ x[:, 0], rtol=0, atol=1e-13)
-    for change in (lambda x, A: A, lambda x, A: x[0] * jnp.tensordot(x, jnp.ones(7), 0)):
+    def pairs(x):
+        return jnp.tensordot(x, x[0] * jnp.ones(7), 0)
+
+    of_all = 3 * jnp.outer(x.T @ x[:, 0], jnp.ones(7))
+    for change, want in [
+        (lambda x, A: pairs(x), of_all),
+        (lambda x, A: A * pairs(x) - 2.0 * pairs(x) + 0.0, (A - 2) * of_all),
+        (lambda x, A: -jnp.where(A > 0, 0.0, pairs(x)), -jnp.where(A > 0, 0, of_all)),
+        (lambda x, A: jnp.tensordot(x[0] * jnp.ones(7), x, 0).T, of_all),
+    ]:
+        np.testing.assert_allclose(total(change), want, rtol=0, atol=1e-13)
+    for change in (
+        lambda x, A: A,
+        lambda x, A: pairs(x) + A,
+        lambda x, A: x[0] * pairs(x),
+        lambda x, A: pairs(x) * pairs(x),
+        lambda x, A: jnp.where(x[0] > 0, pairs(x), 0.0),
+    ):
         with pytest.raises(CannotServe, match="a matrix of each trajectory's own"):
             total(change)
 
@@ -355,6 +371,31 @@ def test_steps_are_undone_by_products(name, undone_by_products):
     got = eqx.filter_grad(loss)(given, KERNEL, jd.ReversibleAdjoint())
     for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 if dtype == jnp.float64 else 1e-4)
+
+
+def test_gradients_under_maps_over_states():
+    """Whoever undoes them; `ReversibleAdjoint` adds no error of its own in so few steps."""
+    cell, x0 = jd.PoissonCell(W, TANH), jr.normal(KEY, (2, 3, N))
+
+    def states(cell, x0, engine):
+        how = {"t1": 0.2, "saveat": None, "adjoint": jd.ReversibleAdjoint() if engine else None}
+        return solve(cell, jd.Strang(), None, engine, x0, **how).ys
+
+    def of_each(engine):
+        def grad(x0):
+            return eqx.filter_grad(lambda cell: jnp.sum(jnp.sin(states(cell, x0, engine))))(cell)
+
+        return jax.vmap(grad)(x0)
+
+    def of_all(engine):
+        def total(cell):
+            return jnp.sum(jnp.sin(jax.vmap(lambda x0: states(cell, x0, engine))(x0)))
+
+        return eqx.filter_grad(total)(cell)
+
+    for fn in (of_each, of_all):
+        for a, b in zip(*(jax.tree.leaves(fn(engine)) for engine in (KERNEL, None)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
 
 def test_members_are_undone_by_products(undone_by_products):

@@ -393,6 +393,7 @@ def test_interval_for_an_error(chaotic):
     assert jd.reversal_interval(SMALL, X2, dt=0.1, n_steps=8000, error=1e-8) is None
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", ["Dense", "Bipartite", "Dense of 2"])
 def test_grid_is_undone_bit_by_bit(name):
     """There and back in two programs, 1e4 steps each. Off the grid rounding is left."""
@@ -420,6 +421,7 @@ def test_grid_is_undone_bit_by_bit(name):
         assert np.array_equal(back(end), begin) == same
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("solver", [jd.Strang(grid=GRID), jd.BlanesMoan4(grid=GRID)])
 def test_driven_steps_on_a_grid_are_undone_bit_by_bit(solver):
     """The input is seen at the same times, to the last bit, forwards and backwards."""

@@ -54,10 +54,11 @@ class Kernel(eqx.Module):
     with a dense W in float32, 6 in float64), it does that; else products of matrices do, up to 128
     units in float32 (96 in float64; [`jaxdyn.Taylor`][] 64), but not on a `grid`, where products
     would have to be rounded as they were. They keep sums as large as W for every tile of 16
-    trajectories: 64 KiB at 128 units. Under `jax.vmap` they are taken where each member has a cell
-    or 16 trajectories of its own. All other gradients, in forward and reverse mode, are those
-    of the plain solve, which is run again for them without a kernel. What `saveat.fn` makes of a
-    state is worked out after the solve, from states which are all kept until then.
+    trajectories: 64 KiB at 128 units. Under `jax.vmap` (of several, the innermost) they are taken
+    where each member has a cell or 16 trajectories of its own. All other gradients, in forward and
+    reverse mode, are those of the plain solve, which is run again for them without a kernel. What
+    `saveat.fn` makes of a state is worked out after the solve, from states which are all kept until
+    then.
 
     Speed on a GPU: not measured, hence never chosen by default. It is written in Pallas, through
     Triton, which JAX deprecates from 0.11.2 on; NVIDIA GPUs of compute capability 8.0 or higher.

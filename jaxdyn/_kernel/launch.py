@@ -60,7 +60,7 @@ def integrate_in_kernel(
     all trajectories share; where `own`, a tree prefix of bools, is True they lead with the batch.
 
     Under vmap the batch grows by the mapped axis, and what is mapped over becomes each
-    trajectory's own.
+    trajectory's own; or, where products cannot be taken so, each member has programs of its own.
 
     More than `MOST_LANES` units go by `pieces`, if there are any, with products of matrices; what
     cannot be done so is taken apart into numbers.

@@ -93,6 +93,8 @@ class Rows:
             return values
         if name == "scan":
             return self._loop(params, values)
+        if not eqn.outvars:
+            raise CannotServe(f"`{name}`")
         size, sizes = sides(eqn.outvars[0].aval.shape), [_sides_of(atom) for atom in eqn.invars]
         if any(id(value) in self.sums for value in values):
             return [self._summed(eqn, values)]
@@ -144,32 +146,37 @@ class Rows:
         body = params["jaxpr"]
         if rows or len(body.jaxpr.outvars) != carried:
             raise CannotServe("a loop over the rows of an array")
-        self._refuse_sums(values)
         fixed, first = values[:consts], values[consts:]
         sizes = [sides(atom.aval.shape) for atom in body.jaxpr.outvars]
-        first = [matrix(v, s) if len(s) == 2 else v for v, s in zip(first, sizes, strict=True)]
+
+        def shaped(values: Sequence[Any]) -> list[Any]:
+            self._refuse_sums(values)
+            pairs = zip(values, sizes, strict=True)
+            return [matrix(v, size) if len(size) == 2 else v for v, size in pairs]
+
+        def turn(*values: Any) -> list[Any]:
+            return shaped(self._called(body, (*fixed, *values)))
+
+        self._refuse_sums(fixed)
+        first = shaped(first)
         # What a turn makes of shared values may be each trajectory's own.
         for _ in range(len(first) + 1):
-            shapes = jax.eval_shape(lambda *v: self._called(body, (*fixed, *v)), *first)
-            if all(a.shape == jnp.shape(b) for a, b in zip(shapes, first, strict=True)):
+            shapes = [np.shape(v) for v in jax.eval_shape(turn, *first)]
+            if shapes == [np.shape(v) for v in first]:
                 break
             first = [
-                _spread(v, np.broadcast_shapes(a.shape, np.shape(v)))
-                for a, v in zip(shapes, first, strict=True)
+                _spread(v, np.broadcast_shapes(shape, np.shape(v)))
+                for shape, v in zip(shapes, first, strict=True)
             ]
-        return list(
-            lax.fori_loop(
-                jnp.int32(0),
-                jnp.int32(params["length"]),
-                lambda _, v: tuple(
-                    _spread(out, np.shape(old))
-                    for out, old in zip(
-                        self._refuse_sums(self._called(body, (*fixed, *v))), v, strict=True
-                    )
-                ),
-                tuple(first),
-            )
-        )
+        else:
+            raise CannotServe("a loop that goes on with blocks of another shape")
+
+        def step(_: Any, values: tuple) -> tuple:
+            pairs = zip(turn(*values), values, strict=True)
+            return tuple(_spread(out, np.shape(old)) for out, old in pairs)
+
+        length = jnp.int32(params["length"])
+        return list(lax.fori_loop(jnp.int32(0), length, step, tuple(first)))
 
     def _product(self, eqn: Any, left: Any, right: Any) -> Any:
         (summed, others), batch = eqn.params["dimension_numbers"]
@@ -212,14 +219,14 @@ class Rows:
         name = eqn.primitive.name
         totals = [v for v in values if id(v) in self.sums]
         others = [v for v in values if id(v) not in self.sums]
-        # Each is a number or a block, as all trajectories share it.
-        shared = all(np.ndim(v) == 0 or np.shape(v) == np.shape(totals[0]) for v in others)
+        # What all trajectories share; a number of their own is (1, tile).
+        shared = all(np.shape(v) in ((), (1, 1), np.shape(totals[0])) for v in others)
         if name == "transpose":
             order = [i for i in eqn.params["permutation"] if eqn.invars[0].aval.shape[i] != 1]
             return totals[0] if order == sorted(order) else self._noted(totals[0].T)
         if name == "mul" and len(others) == 1 and shared:
             return self._noted(totals[0] * others[0])
-        if name == "select_n" and id(values[0]) not in self.sums and shared:
+        if name == "select_n" and np.shape(values[0]) in ((), np.shape(totals[0])):
             where, *terms = values
         else:
             where, terms = None, values
@@ -233,10 +240,9 @@ class Rows:
         given = terms if where is None else [where, *terms]
         return self._noted(eqn.primitive.bind(*given, **eqn.params))
 
-    def _refuse_sums(self, values: list[Any]) -> list[Any]:
+    def _refuse_sums(self, values: Sequence[Any]) -> None:
         if any(id(value) in self.sums for value in values):
             raise CannotServe("a matrix of each trajectory's own")
-        return values
 
     def _noted(self, total: Any) -> Any:
         self.sums[id(total)] = total

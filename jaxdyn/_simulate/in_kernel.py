@@ -150,7 +150,8 @@ def _derived_in_reverse(
 
 def _for_members(undone: Callable, by_the_scan: Callable) -> Callable:
     """`undone`, but by the scan for members with few trajectories each and a cell that all share:
-    every member has programs and a gradient of its own, which would be idle for the most part."""
+    every member has programs and a gradient of its own, which would be idle for the most part. Of
+    maps in maps the innermost decides."""
 
     @custom_vmap
     def gradient(*given):

@@ -149,7 +149,7 @@ def by_products(rollout: Rollout, kernel: Kernel) -> Undoing:
     from .._kernel.rows import CannotServe, padded, sides
 
     if rollout.x0.shape[1] <= MOST_LANES:
-        # The way there was without products, in full precision.
+        # The way there was without products, in full precision, and in tiles of another kind.
         kernel = Kernel(interpret=kernel.interpret)
 
     solver, batch, dtype = rollout.solver, rollout.x0.shape[0], rollout.x0.dtype
