@@ -483,6 +483,13 @@ def test_what_is_no_product_and_too_large_is_refused():
     with pytest.raises(ValueError, match=r"cannot carry out `cumsum`.*up to 64 units without"):
         solve(lambda t, x, args: -jnp.cumsum(x), jd.RK4(), x0=jnp.ones((2, 65)))
 
+    def printed(t, x, args):
+        jax.debug.print("{}", t)
+        return -x
+
+    with pytest.raises(ValueError, match=r"cannot carry out `debug_.*up to 64 units without"):
+        solve(printed, jd.RK4(), x0=jnp.ones((2, 65)))
+
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=lambda p: p.name)
 def test_products_are_as_precise_as_they_say(precision):
